@@ -1,0 +1,2 @@
+//! Doorward: the map of the house. See docs/ARCHITECTURE.md.
+pub mod model;

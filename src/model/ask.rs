@@ -1,0 +1,376 @@
+//! What a peer asks for: one closed set, the same for every transport and face.
+//!
+//! An `Ask` names no one to act for: who asks is known from the connection only. `report`, `renew`,
+//! `whoami` and the like take their object from the caller (DESIGN: nobody is locked out).
+
+use serde::{Deserialize, Serialize};
+
+use super::device::{DeviceClass, DeviceId, Digest};
+use super::entry::{EntryDraft, WorkloadFacts};
+use super::ids::{EntryId, RequestId};
+use super::limits::CLIENT_REF_MAX;
+use super::name::{SecretName, SecretPrefix};
+use super::object::Action;
+use super::secret::Labels;
+use super::spiffe_id::SpiffeId;
+
+/// The client's own reference: recorded, never believed. 1 to 64 of `A-Za-z0-9._:-`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClientRef(Box<str>);
+
+/// The reference is empty, too long, or holds other characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a client reference is 1 to {CLIENT_REF_MAX} of A-Z a-z 0-9 . _ : -")]
+pub struct ClientRefError;
+
+impl ClientRef {
+    /// Parses a reference.
+    ///
+    /// # Errors
+    /// When the text is of another form.
+    pub fn parse(text: &str) -> Result<Self, ClientRefError> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
+        if text.is_empty() || text.len() > CLIENT_REF_MAX || !text.bytes().all(plain) {
+            return Err(ClientRefError);
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ClientRef {
+    type Error = ClientRefError;
+    fn try_from(text: String) -> Result<Self, ClientRefError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<ClientRef> for String {
+    fn from(text: ClientRef) -> Self {
+        text.0.into()
+    }
+}
+
+/// Which room carries an ask out, and so which kind of grant it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Secrets and keys.
+    Secret,
+    /// Identities.
+    Authority,
+    /// Everything else: evidence, policy, log, backup.
+    Administration,
+}
+
+/// One request. In JSON: one key, the operation, with its fields: `{"read":{"name":"pay/db/url"}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ask {
+    /// The value of a secret. With `have`, the answer may be «not modified».
+    Read {
+        /// Which.
+        name: SecretName,
+        /// A version other than the active one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<u64>,
+        /// The version that the client has already.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        have: Option<u64>,
+    },
+    /// A new version; the value is the request's body.
+    Write {
+        /// Which.
+        name: SecretName,
+        /// Check-and-set: the newest version must be this one; 0 means «must not exist».
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cas: Option<u64>,
+        /// Replaces the labels when given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        labels: Option<Labels>,
+        /// Keep the active version as it is, instead of making the new one active.
+        #[serde(default)]
+        staged: bool,
+    },
+    /// The names under a prefix that the caller may list.
+    List {
+        /// Where.
+        prefix: SecretPrefix,
+        /// Names after this one (the last of the page before).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<SecretName>,
+    },
+    /// The versions of a secret, without values.
+    Versions {
+        /// Which.
+        name: SecretName,
+    },
+    /// Makes a version the active one.
+    Activate {
+        /// Which.
+        name: SecretName,
+        /// The version.
+        version: u64,
+    },
+    /// Hides one version, or the whole secret. It can be brought back.
+    Delete {
+        /// Which.
+        name: SecretName,
+        /// One version; without it, the whole secret.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<u64>,
+    },
+    /// Brings back what `delete` hid.
+    Undelete {
+        /// Which.
+        name: SecretName,
+        /// One version; without it, the whole secret.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<u64>,
+    },
+    /// Replaces the labels of a secret.
+    Label {
+        /// Which.
+        name: SecretName,
+        /// All labels that it shall have.
+        labels: Labels,
+    },
+
+    /// Who the broker sees.
+    Whoami {},
+    /// Whether the caller may, now; nothing is done.
+    CanI {
+        /// The action.
+        action: Action,
+        /// The object, in the notation of policies.
+        object: String,
+    },
+    /// Evidence of the caller's own device; the signed evidence is the body.
+    Report {
+        /// Digest of the facts that the evidence will carry.
+        facts: Digest,
+    },
+    /// A new certificate for the caller's own identity and key.
+    Renew {},
+    /// The entries that the caller's own device may ask for.
+    Duties {},
+
+    /// Becoming a device, on the enrolment port. The body is the join token's text, or empty for a
+    /// device that comes back with its key.
+    Enroll {
+        /// A word for people: the host's name. 1 to 64 plain characters.
+        name: String,
+    },
+    /// An SVID for a workload that the caller's agent attests.
+    Issue {
+        /// By which entry.
+        entry: EntryId,
+        /// The entry's SPIFFE ID, as the agent knows it.
+        spiffe_id: SpiffeId,
+        /// SubjectPublicKeyInfo (DER, base64) of the key that the agent made.
+        public_key: String,
+        /// What the kernel says of the process.
+        workload: WorkloadFacts,
+        /// The key stays with the agent (true) or goes to the workload (false).
+        agent_held: bool,
+    },
+    /// A single-use join token for a new device of this class.
+    TokenCreate {
+        /// The class that the device will have.
+        class: DeviceClass,
+        /// Life in seconds, 60 to 86400.
+        ttl_s: u32,
+    },
+    /// A single-use token for a new operator.
+    OperatorAdd {
+        /// One segment.
+        name: String,
+    },
+    /// Ends an operator's identity and forgets the device that it stood on.
+    OperatorRemove {
+        /// One segment.
+        name: String,
+    },
+    /// All devices.
+    DeviceList {},
+    /// One device with its facts.
+    DeviceShow {
+        /// Its class.
+        class: DeviceClass,
+        /// Its id.
+        id: DeviceId,
+    },
+    /// Ends a device: every identity issued to it is dead at once.
+    DeviceRevoke {
+        /// Its class.
+        class: DeviceClass,
+        /// Its id.
+        id: DeviceId,
+    },
+    /// A new registration entry.
+    EntryCreate {
+        /// What it shall say.
+        entry: EntryDraft,
+    },
+    /// All entries.
+    EntryList {},
+    /// Ends an entry and every SVID that it gave.
+    EntryDelete {
+        /// The SPIFFE ID that it gives.
+        spiffe_id: SpiffeId,
+        /// Its id.
+        id: EntryId,
+    },
+    /// Ends every living SVID of this SPIFFE ID; its entries stay, at a higher epoch, suspended
+    /// until `resume` is asked for.
+    Revoke {
+        /// The identity.
+        spiffe_id: SpiffeId,
+        /// `false` revokes, `true` lets the entries give SVIDs again.
+        #[serde(default)]
+        resume: bool,
+    },
+
+    /// The policy bundle that is active.
+    PolicyRead {},
+    /// A new policy bundle; its files are the body.
+    PolicyActivate {},
+    /// Back to the bundle before.
+    PolicyRollback {},
+    /// Records of the log, newest last.
+    LogRead {
+        /// From this index on.
+        from: u64,
+        /// At most so many.
+        limit: u32,
+        /// Only records that hold this text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holding: Option<String>,
+    },
+    /// The record of one request, and what was missing in a denial.
+    Explain {
+        /// The request's id.
+        request: RequestId,
+    },
+    /// What the broker is and how it stands.
+    Status {},
+    /// A backup of the sealed data, without keys; it is the answer's body.
+    BackupData {},
+    /// A backup of the keys, encrypted to a recipient; it is the answer's body.
+    BackupKeys {
+        /// The recipient's public key, base64.
+        recipient: String,
+    },
+}
+
+impl Ask {
+    /// The verb that policy judges.
+    pub fn action(&self) -> Action {
+        match self {
+            Self::Read { .. } | Self::Whoami {} | Self::Duties {} | Self::PolicyRead {} => {
+                Action::Read
+            }
+            Self::DeviceList {} | Self::DeviceShow { .. } | Self::EntryList {} => Action::Read,
+            Self::LogRead { .. } | Self::Status {} => Action::Read,
+            Self::Write { .. } | Self::Label { .. } | Self::EntryCreate { .. } => Action::Write,
+            Self::TokenCreate { .. } | Self::OperatorAdd { .. } => Action::Write,
+            Self::List { .. } | Self::Versions { .. } => Action::List,
+            Self::Activate { .. } | Self::PolicyActivate {} => Action::Activate,
+            Self::Delete { .. } | Self::Undelete { .. } => Action::Delete,
+            Self::CanI { .. } => Action::Read,
+            Self::Report { .. } => Action::Report,
+            Self::Renew {} => Action::Renew,
+            Self::Enroll { .. } => Action::Enroll,
+            Self::Issue { .. } => Action::Issue,
+            Self::OperatorRemove { .. } | Self::DeviceRevoke { .. } => Action::Revoke,
+            Self::EntryDelete { .. } | Self::Revoke { .. } => Action::Revoke,
+            Self::PolicyRollback {} => Action::Rollback,
+            Self::Explain { .. } => Action::Explain,
+            Self::BackupData {} | Self::BackupKeys { .. } => Action::Take,
+        }
+    }
+
+    /// Which room carries it out.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Read { .. } | Self::Write { .. } | Self::List { .. } | Self::Versions { .. } => {
+                Kind::Secret
+            }
+            Self::Activate { .. } | Self::Delete { .. } | Self::Undelete { .. } => Kind::Secret,
+            Self::Label { .. } => Kind::Secret,
+            Self::Whoami {} | Self::Renew {} | Self::Duties {} | Self::Enroll { .. } => {
+                Kind::Authority
+            }
+            Self::Issue { .. } | Self::TokenCreate { .. } | Self::OperatorAdd { .. } => {
+                Kind::Authority
+            }
+            Self::OperatorRemove { .. } | Self::DeviceList {} | Self::DeviceShow { .. } => {
+                Kind::Authority
+            }
+            Self::DeviceRevoke { .. } | Self::EntryCreate { .. } | Self::EntryList {} => {
+                Kind::Authority
+            }
+            Self::EntryDelete { .. } | Self::Revoke { .. } => Kind::Authority,
+            Self::CanI { .. } | Self::Report { .. } | Self::PolicyRead {} => Kind::Administration,
+            Self::PolicyActivate {} | Self::PolicyRollback {} => Kind::Administration,
+            Self::LogRead { .. } | Self::Explain { .. } | Self::Status {} => Kind::Administration,
+            Self::BackupData {} | Self::BackupKeys { .. } => Kind::Secret,
+        }
+    }
+
+    /// Whether the object is the caller itself or its own device, so that no request can name
+    /// another's: these can't be locked out by a posture.
+    pub fn is_own(&self) -> bool {
+        matches!(
+            self,
+            Self::Whoami {}
+                | Self::CanI { .. }
+                | Self::Report { .. }
+                | Self::Renew {}
+                | Self::Duties {}
+                | Self::Enroll { .. }
+        )
+    }
+
+    /// The largest body, in bytes, that this ask may bring; 0 for most.
+    pub fn body_max(&self) -> usize {
+        use super::limits::{BODY_MAX, EVIDENCE_MAX, VALUE_MAX};
+        match self {
+            Self::Write { .. } => VALUE_MAX,
+            Self::Report { .. } => EVIDENCE_MAX,
+            Self::PolicyActivate {} => BODY_MAX,
+            Self::Enroll { .. } => 1024,
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asks_have_one_form_and_nothing_beside_it() {
+        let ask: Ask = serde_json::from_str(r#"{"read":{"name":"pay/db/url","have":7}}"#).unwrap();
+        assert_eq!(
+            serde_json::to_string(&ask).unwrap(),
+            r#"{"read":{"name":"pay/db/url","have":7}}"#
+        );
+        for bad in [
+            r#"{"read":{"name":"pay/../x"}}"#,
+            r#"{"read":{"name":"pay/x","name":"pay/y"}}"#,
+            r#"{"read":{"name":"pay/x","as":"spiffe://corp.example/root"}}"#,
+            r#"{"read":{"name":"pay/x","version":-1}}"#,
+            r#"{"read":{"name":"pay/x"},"write":{"name":"pay/x"}}"#,
+            r#"{"whoami":{"id":"x"}}"#,
+            r#"{"become_root":{}}"#,
+            "{}",
+        ] {
+            assert!(serde_json::from_str::<Ask>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Registration entries: which workload, on which devices, gets which SPIFFE ID.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::device::{DeviceClass, DeviceId, Digest};
+use super::ids::EntryId;
+use super::limits::SELECTORS_MAX;
+use super::spiffe_id::SpiffeId;
+
+/// Why a draft can't become an entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// No selector: it would fit every process.
+    #[error("an entry needs at least one selector")]
+    NoSelector,
+    /// Too many selectors.
+    #[error("an entry has at most {SELECTORS_MAX} selectors")]
+    TooManySelectors,
+    /// The path belongs to Doorward itself.
+    #[error("paths under /doorward/ are given out by Doorward only")]
+    Reserved,
+    /// The ID of a trust domain itself.
+    #[error("a workload's SPIFFE ID needs a path")]
+    NoPath,
+    /// An executable's hash alone says nothing about who runs it.
+    #[error("`exe_sha256` and `path` alone select nobody: add `uid`, `gid` or `unit`")]
+    HashAlone,
+    /// A life of zero, or over a day.
+    #[error("`ttl_s` must be 60 to 86400")]
+    Ttl,
+    /// An absolute path is needed.
+    #[error("`path` must be absolute and at most 1024 bytes")]
+    Path,
+    /// Not a unit's name.
+    #[error("`unit` must be a systemd unit's name, such as `api.service`")]
+    Unit,
+}
+
+/// One kernel-owned fact that a workload must show. All selectors of an entry must hold (AND).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selector {
+    /// The real user id.
+    Uid(u32),
+    /// The real group id.
+    Gid(u32),
+    /// The executable's path, as the kernel reports it.
+    Path(String),
+    /// SHA-256 of the opened executable.
+    ExeSha256(Digest),
+    /// The systemd unit that the process's cgroup names.
+    Unit(String),
+}
+
+impl Selector {
+    /// Whether the attested facts show it; an unknown fact shows nothing.
+    pub fn matches(&self, facts: &WorkloadFacts) -> bool {
+        match self {
+            Self::Uid(uid) => facts.uid == *uid,
+            Self::Gid(gid) => facts.gid == *gid,
+            Self::Path(path) => facts.path.as_ref() == Some(path),
+            Self::ExeSha256(digest) => facts.exe_sha256.as_ref() == Some(digest),
+            Self::Unit(unit) => facts.unit.as_ref() == Some(unit),
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uid(uid) => write!(f, "uid:{uid}"),
+            Self::Gid(gid) => write!(f, "gid:{gid}"),
+            Self::Path(path) => write!(f, "path:{path}"),
+            Self::ExeSha256(digest) => write!(f, "exe_sha256:{digest}"),
+            Self::Unit(unit) => write!(f, "unit:{unit}"),
+        }
+    }
+}
+
+/// What the agent's kernel says of one process. `None` is unknown, and unknown matches nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkloadFacts {
+    /// Process id in the agent's namespace; for people, never for deciding.
+    pub pid: u32,
+    /// Start time in clock ticks since boot: with the pid it names one process instance.
+    pub start_ticks: u64,
+    /// Real user id.
+    pub uid: u32,
+    /// Real group id.
+    pub gid: u32,
+    /// Path of the executable.
+    pub path: Option<String>,
+    /// SHA-256 of the executable, through its open descriptor.
+    pub exe_sha256: Option<Digest>,
+    /// systemd unit out of the process's cgroup.
+    pub unit: Option<String>,
+    /// Whether the process was pinned by a pidfd of the socket itself (Linux ≥ 6.5); otherwise the
+    /// weaker path (pidfd_open and start time, read twice) was used.
+    pub pinned: bool,
+}
+
+/// What an operator asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntryDraft {
+    /// The identity to give.
+    pub spiffe_id: SpiffeId,
+    /// On devices of this class …
+    pub class: DeviceClass,
+    /// … or on this device of the class only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceId>,
+    /// What the workload must show; all of it.
+    pub selectors: Vec<Selector>,
+    /// Life of an SVID in seconds; the default is an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u32>,
+    /// Given when a process matches several entries and names none.
+    #[serde(default)]
+    pub default: bool,
+}
+
+impl EntryDraft {
+    /// Checks every rule that needs no look at other entries.
+    ///
+    /// # Errors
+    /// The first rule that the draft breaks.
+    pub fn check(&self) -> Result<(), EntryError> {
+        if self.spiffe_id.path().is_empty() {
+            return Err(EntryError::NoPath);
+        }
+        if self.spiffe_id.is_reserved() {
+            return Err(EntryError::Reserved);
+        }
+        match self.selectors.len() {
+            0 => return Err(EntryError::NoSelector),
+            n if n > SELECTORS_MAX => return Err(EntryError::TooManySelectors),
+            _ => {}
+        }
+        let names_somebody =
+            |s: &Selector| matches!(s, Selector::Uid(_) | Selector::Gid(_) | Selector::Unit(_));
+        if !self.selectors.iter().any(names_somebody) {
+            return Err(EntryError::HashAlone);
+        }
+        if self.ttl_s.is_some_and(|ttl| !(60..=86_400).contains(&ttl)) {
+            return Err(EntryError::Ttl);
+        }
+        for selector in &self.selectors {
+            match selector {
+                Selector::Path(path) if !path.starts_with('/') || path.len() > 1024 => {
+                    return Err(EntryError::Path);
+                }
+                Selector::Unit(unit) if !is_unit(unit) => return Err(EntryError::Unit),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_unit(text: &str) -> bool {
+    let byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'@' | b':');
+    text.len() <= 256 && text.contains('.') && text.bytes().all(byte)
+}
+
+/// A registration entry as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Immutable.
+    pub id: EntryId,
+    /// What was asked for.
+    #[serde(flatten)]
+    pub draft: EntryDraft,
+    /// Raised by each revocation; SVIDs of a lower epoch are dead.
+    pub epoch: u64,
+    /// When it was made, RFC 3339.
+    pub created: String,
+}
+
+impl Entry {
+    /// Whether an agent on this device may ask for it.
+    pub fn is_for(&self, class: &DeviceClass, device: &DeviceId) -> bool {
+        self.draft.class == *class && self.draft.device.is_none_or(|only| only == *device)
+    }
+
+    /// The selectors that these facts do not show; empty means the entry matches.
+    pub fn missing<'a>(&'a self, facts: &WorkloadFacts) -> Vec<&'a Selector> {
+        self.draft.selectors.iter().filter(|selector| !selector.matches(facts)).collect()
+    }
+}

@@ -1,0 +1,37 @@
+//! The words that every other room speaks: names, identities, requests, answers, time, limits.
+//!
+//! Pure values. Nothing here does I/O, waits, or reads a clock on its own. Each type that stands for
+//! something from outside is parsed once, here, and can't be wrong afterwards; policy, vault and log
+//! are handed the same value (invariant I6).
+
+mod answer;
+mod ask;
+mod clock;
+mod device;
+mod diagnostic;
+mod entry;
+mod ids;
+pub mod limits;
+mod name;
+mod object;
+mod outcome;
+mod secret;
+mod spiffe_id;
+mod target;
+
+pub use answer::{
+    Answer, Code, DeviceSummary, OperatorToken, Reason, Refusal, SecretItem, VersionItem,
+    VersionState,
+};
+pub use ask::{Ask, ClientRef, ClientRefError, Kind};
+pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis};
+pub use device::{DeviceClass, DeviceId, Digest, DigestError};
+pub use diagnostic::{Diagnostic, did_you_mean};
+pub use entry::{Entry, EntryDraft, EntryError, Selector, WorkloadFacts};
+pub use ids::{EntryId, RequestId, Serial};
+pub use name::{NameError, Namespace, SecretName, SecretPrefix, check_segment};
+pub use object::{Action, Object, ObjectError};
+pub use outcome::{Failure, Released};
+pub use secret::{Labels, LabelsError, SecretValue};
+pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
+pub use target::Target;
