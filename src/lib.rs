@@ -1,2 +1,3 @@
 //! Doorward: the map of the house. See docs/ARCHITECTURE.md.
+pub mod identity;
 pub mod model;
