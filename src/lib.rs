@@ -1,3 +1,4 @@
 //! Doorward: the map of the house. See docs/ARCHITECTURE.md.
 pub mod identity;
 pub mod model;
+pub mod posture;

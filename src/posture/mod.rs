@@ -1,0 +1,28 @@
+//! From what: the facts of a device, signed by it, judged by profiles.
+//!
+//! Facts are three-valued: a value, or unknown with the reason why. Unknown never meets a
+//! requirement. A verdict carries its own end and is never kept alive by an error: whatever goes
+//! wrong in appraisal is «unknown». This room reads no files and no store.
+
+mod catalog;
+mod evidence;
+mod fact;
+mod profile;
+mod profile_file;
+mod requirement;
+mod requirement_file;
+mod room;
+mod session_key;
+mod standing;
+mod strict_json;
+mod verdict;
+
+pub use catalog::{FactKind, FactRow, Origin};
+pub use evidence::{Challenge, Claims, EXPORTER_LABEL, EvidenceError};
+pub use fact::{Fact, FactError, FactName, FactValue, Facts, Rank, Unknown};
+pub use profile::{Mode, Profile, Profiles};
+pub use requirement::Tri;
+pub use room::Posture;
+pub use session_key::{EvidenceKey, EvidenceKeyError, Signed};
+pub use standing::DeviceStanding;
+pub use verdict::{Demand, Verdict};

@@ -1,0 +1,197 @@
+//! What is held of one device: its last accepted evidence, how that was appraised, and the session
+//! keys that it used.
+//!
+//! An appraisal is kept for one set of profiles and one stretch of ages; a panic in it is
+//! «unknown».
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+
+use super::evidence::{Claims, EvidenceError};
+use super::profile::{Outcome, Profiles};
+use super::verdict::{Demand, Verdict};
+use crate::model::limits::{SESSION_KEY_LIFE, SESSION_KEYS_KEPT};
+use crate::model::{Digest, Moment};
+
+/// Labels of one appraisal that are kept; demands of one device's callers are few.
+const LABELS_KEPT: usize = 8;
+/// An agent may still use its session key for this long while it makes another.
+const SESSION_KEY_GRACE: Duration = Duration::from_secs(5 * 60);
+
+/// The last accepted evidence of one device.
+#[derive(Debug)]
+pub struct DeviceStanding {
+    /// Its content.
+    pub claims: Claims,
+    /// Boot time at which its nonce was made: its age counts from there.
+    pub issued: Duration,
+    appraisal: ArcSwapOption<Appraisal>,
+}
+
+/// What all profiles of one set came to, for one stretch of ages.
+#[derive(Debug)]
+struct Appraisal {
+    profiles: Arc<Profiles>,
+    stretch: usize,
+    outcome: Outcome,
+    labels: [OnceLock<(u32, Arc<str>)>; LABELS_KEPT],
+}
+
+impl Appraisal {
+    fn new(profiles: &Arc<Profiles>, claims: &Claims, age: Duration) -> Self {
+        let outcome = guarded(|| profiles.evaluate(&claims.facts, age));
+        let stretch = profiles.stretch(age);
+        Self { profiles: Arc::clone(profiles), stretch, outcome, labels: Default::default() }
+    }
+
+    fn fits(&self, profiles: &Arc<Profiles>, age: Duration) -> bool {
+        Arc::ptr_eq(&self.profiles, profiles) && self.stretch == profiles.stretch(age)
+    }
+
+    fn label(&self, wanted: u32) -> Arc<str> {
+        for slot in &self.labels {
+            let (mask, label) = slot.get_or_init(|| (wanted, self.text(wanted)));
+            if *mask == wanted {
+                return Arc::clone(label);
+            }
+        }
+        self.text(wanted)
+    }
+
+    fn text(&self, wanted: u32) -> Arc<str> {
+        let Outcome { held, unknown, .. } = self.outcome.only(wanted);
+        self.profiles.label(held, unknown).into()
+    }
+}
+
+/// A panic in the appraisal is nobody's good posture.
+fn guarded(appraise: impl FnOnce() -> Outcome) -> Outcome {
+    catch_unwind(AssertUnwindSafe(appraise)).unwrap_or(Outcome::UNKNOWN)
+}
+
+impl DeviceStanding {
+    pub(super) fn new(claims: Claims, issued: Duration) -> Self {
+        Self { claims, issued, appraisal: ArcSwapOption::empty() }
+    }
+
+    /// The verdict on this evidence, now.
+    pub(super) fn judge(self: Arc<Self>, demand: &Demand, now: Moment) -> Verdict {
+        let age = now.since(self.issued);
+        let kept = self.appraisal.load();
+        let (outcome, label) = match kept.as_deref() {
+            Some(kept) if kept.fits(&demand.profiles, age) => {
+                (kept.outcome.only(demand.wanted), kept.label(demand.wanted))
+            }
+            _ => {
+                let fresh = Arc::new(Appraisal::new(&demand.profiles, &self.claims, age));
+                let answer = (fresh.outcome.only(demand.wanted), fresh.label(demand.wanted));
+                self.appraisal.store(Some(fresh));
+                answer
+            }
+        };
+        drop(kept);
+        Verdict::of_standing(demand, self, age, outcome, label)
+    }
+
+    /// The shortest age limit of the profiles that it was last appraised by.
+    pub(super) fn shortest_limit(&self) -> Option<Duration> {
+        self.appraisal.load().as_ref().map(|kept| kept.profiles.shortest())
+    }
+
+    /// Whether newer claims say the same: the same steady facts of the same boot, and nothing among
+    /// the volatile ones that would move a verdict of the profiles in use.
+    pub(super) fn says(&self, claims: &Claims) -> bool {
+        let alike = self.claims.facts_digest == claims.facts_digest;
+        if !alike || self.claims.boot_id != claims.boot_id {
+            return false;
+        }
+        self.appraisal.load().as_ref().is_none_or(|kept| {
+            let fresh =
+                |claims: &Claims| guarded(|| kept.profiles.evaluate(&claims.facts, Duration::ZERO));
+            fresh(&self.claims) == fresh(claims)
+        })
+    }
+}
+
+/// The session keys of one device: the one in use, and those that it replaced.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sessions {
+    current: Option<Session>,
+    retired: VecDeque<Digest>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Session {
+    key: Digest,
+    first: Duration,
+    seq: u64,
+}
+
+impl Sessions {
+    /// The sessions after a report under that key with that number.
+    ///
+    /// # Errors
+    /// When the number does not rise, or the key was replaced or is over its hour.
+    pub(super) fn with(
+        mut self,
+        key: Digest,
+        seq: u64,
+        now: Moment,
+    ) -> Result<Self, EvidenceError> {
+        if self.retired.contains(&key) {
+            return Err(EvidenceError::SessionKey);
+        }
+        let first = match self.current {
+            Some(current) if current.key == key => {
+                if seq <= current.seq {
+                    return Err(EvidenceError::Sequence);
+                }
+                if now.since(current.first) > SESSION_KEY_LIFE + SESSION_KEY_GRACE {
+                    return Err(EvidenceError::SessionKey);
+                }
+                current.first
+            }
+            other => {
+                self.retired.extend(other.map(|replaced| replaced.key));
+                now.boot()
+            }
+        };
+        while self.retired.len() > SESSION_KEYS_KEPT {
+            self.retired.pop_front();
+        }
+        self.current = Some(Session { key, first, seq });
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_unknown() {
+        let good = Outcome { held: 1, unknown: 0, stale: 0, would_deny: 0 };
+        assert_eq!(guarded(|| good), good);
+        let outcome = guarded(|| panic!("a fault in an appraisal"));
+        assert_eq!((outcome.held, outcome.unknown), (0, u32::MAX));
+    }
+
+    #[test]
+    fn session_keys_move_on_and_never_come_back() {
+        let at = |s| Moment::new(time::OffsetDateTime::UNIX_EPOCH, Duration::from_secs(s));
+        let key = |n: u8| Digest::of(&[n]);
+        let one = Sessions::default().with(key(1), 5, at(0)).unwrap();
+        assert_eq!(one.clone().with(key(1), 5, at(1)).unwrap_err(), EvidenceError::Sequence);
+        assert_eq!(one.clone().with(key(1), 4, at(1)).unwrap_err(), EvidenceError::Sequence);
+        let one = one.with(key(1), 6, at(3_900)).unwrap();
+        assert_eq!(one.clone().with(key(1), 7, at(3_901)).unwrap_err(), EvidenceError::SessionKey);
+        let two = one.with(key(2), 0, at(3_901)).unwrap();
+        assert_eq!(two.clone().with(key(1), 9, at(3_902)).unwrap_err(), EvidenceError::SessionKey);
+        let many = (3..40).try_fold(two, |all, n| all.with(key(n), 0, at(4_000))).unwrap();
+        assert_eq!(many.retired.len(), SESSION_KEYS_KEPT);
+    }
+}
