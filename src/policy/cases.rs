@@ -1,0 +1,269 @@
+//! The tests that a bundle carries: `tests/*.toml`, run by Casbin each time the bundle is built.
+//!
+//! A case that can't fail is a fault: an unknown field, a word that no policy knows, an allow that
+//! names no row. The rows that count must be exactly the rows that the case names.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::model::limits::DIAGNOSTICS_MAX;
+use crate::model::{Action, Diagnostic, Object, SpiffeId, did_you_mean};
+
+use super::judge::{Rules, Seen};
+use super::pattern::UNKNOWN;
+use super::scope::Mode;
+use super::values::is_time;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CaseFile {
+    #[serde(default)]
+    case: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: Spanned<String>,
+    sub: Spanned<String>,
+    obj: Spanned<String>,
+    act: Spanned<String>,
+    post: Spanned<Held>,
+    now: Spanned<String>,
+    want: Spanned<Want>,
+    rows: Spanned<Vec<Spanned<String>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Held {
+    Word(String),
+    Profiles(Vec<String>),
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Want {
+    Allow,
+    Deny,
+}
+
+/// One file under test.
+struct Running<'t> {
+    file: &'t str,
+    text: &'t str,
+    rules: &'t Rules,
+    profiles: &'t [String],
+    faults: Vec<Diagnostic>,
+}
+
+/// Runs the cases of one file; how many there were.
+///
+/// # Errors
+/// Every case that is not sound, and every one that comes out otherwise.
+pub(super) fn run(
+    file: &str,
+    text: &str,
+    rules: &Rules,
+    profiles: &[String],
+) -> Result<usize, Vec<Diagnostic>> {
+    let parsed: CaseFile = toml::from_str(text).map_err(|error| {
+        let span = error.span().unwrap_or(0..1);
+        let message = error.message().to_owned();
+        vec![Diagnostic::at(file, text, span.start, span.len().max(1), message)]
+    })?;
+    let mut running = Running { file, text, rules, profiles, faults: Vec::new() };
+    if parsed.case.is_empty() {
+        running.faults.push(Diagnostic::at(file, text, 0, 1, "no [[case]] in this file"));
+    }
+    let mut names = BTreeSet::new();
+    for case in &parsed.case {
+        if !names.insert(case.name.get_ref().as_str()) {
+            running.fault(&case.name, "two cases have this name", None);
+        }
+        running.case(case);
+        if running.faults.len() >= DIAGNOSTICS_MAX {
+            break;
+        }
+    }
+    if running.faults.is_empty() { Ok(parsed.case.len()) } else { Err(running.faults) }
+}
+
+impl Running<'_> {
+    fn fault<T>(&mut self, at: &Spanned<T>, message: impl Into<String>, help: Option<String>) {
+        let span = at.span();
+        let fault = Diagnostic::at(self.file, self.text, span.start, span.len().max(1), message);
+        self.faults.push(match help {
+            Some(help) => fault.help(help),
+            None => fault,
+        });
+    }
+
+    fn case(&mut self, case: &Case) {
+        let before = self.faults.len();
+        self.check_names(case);
+        let label = self.label(&case.post);
+        let action = Action::parse(case.act.get_ref());
+        let wanted = self.wanted_rows(case);
+        let (Some(action), true) = (action, self.faults.len() == before) else {
+            return;
+        };
+        let judged = self.rules.judge(
+            case.sub.get_ref(),
+            action,
+            case.obj.get_ref(),
+            Seen::Label(&label),
+            case.now.get_ref(),
+            Mode::Ordinary,
+        );
+        let name = case.name.get_ref();
+        let ids: Vec<&str> = judged.rules.iter().map(|rule| rule.id.as_str()).collect();
+        let came = || match ids.is_empty() {
+            true => format!("{} {}; no row counts", judged.reason.code(), judged.reason.word()),
+            false => {
+                format!("{} {} by {}", judged.reason.code(), judged.reason.word(), ids.join(", "))
+            }
+        };
+        if judged.allowed != (*case.want.get_ref() == Want::Allow) {
+            let message = format!("{name:?} comes out otherwise: {}", came());
+            self.fault(&case.want, message, None);
+        } else if wanted != ids.iter().copied().collect() {
+            let message = format!("{name:?} comes out by other rows: {}", came());
+            self.fault(&case.rows, message, None);
+        }
+    }
+
+    fn check_names(&mut self, case: &Case) {
+        if case.name.get_ref().trim().is_empty() {
+            self.fault(&case.name, "a case needs a name", None);
+        }
+        if let Err(error) = SpiffeId::parse(case.sub.get_ref()) {
+            self.fault(&case.sub, error.to_string(), None);
+        }
+        if let Err(error) = Object::parse(case.obj.get_ref(), &self.rules.domain) {
+            self.fault(&case.obj, error.to_string(), None);
+        }
+        let act = case.act.get_ref();
+        if Action::parse(act).is_none() {
+            let known = Action::ALL.iter().map(|action| action.as_str());
+            let help = did_you_mean(act, known).map(|near| format!("did you mean `{near}`?"));
+            self.fault(&case.act, format!("no action is called `{act}`"), help);
+        }
+        if !is_time(case.now.get_ref()) {
+            let help = "write `YYYY-MM-DDTHH:MM:SSZ` in UTC".to_owned();
+            self.fault(&case.now, "not a time", Some(help));
+        }
+    }
+
+    /// The label that a device with these profiles has.
+    fn label(&mut self, post: &Spanned<Held>) -> String {
+        let held = match post.get_ref() {
+            Held::Word(word) if word == UNKNOWN => return UNKNOWN.to_owned(),
+            Held::Word(_) => {
+                let help = "write `post = \"unknown\"` or `post = [\"<profile>\", …]`".to_owned();
+                self.fault(post, "not a posture", Some(help));
+                return UNKNOWN.to_owned();
+            }
+            Held::Profiles(held) => held,
+        };
+        let mut label = String::from("|");
+        let sorted: BTreeSet<&str> = held.iter().map(String::as_str).collect();
+        for name in sorted {
+            if !self.profiles.iter().any(|known| known == name) {
+                let near = did_you_mean(name, self.profiles.iter().map(String::as_str));
+                let help = near.map(|near| format!("did you mean `{near}`?"));
+                self.fault(post, format!("posture.toml has no profile `{name}`"), help);
+            }
+            label.push_str(name);
+            label.push_str("=t|");
+        }
+        label
+    }
+
+    fn wanted_rows<'c>(&mut self, case: &'c Case) -> BTreeSet<&'c str> {
+        let rows = case.rows.get_ref();
+        if rows.is_empty() && *case.want.get_ref() == Want::Allow {
+            self.fault(&case.rows, "an allow comes from a row: name it", None);
+        }
+        for row in rows {
+            let id = row.get_ref();
+            let known = || self.rules.set.rows.iter().map(|row| row.id());
+            if !known().any(|known| known == id) {
+                let help = did_you_mean(id, known()).map(|near| format!("did you mean `{near}`?"));
+                self.fault(row, format!("no row has the id `{id}`"), help);
+            }
+        }
+        rows.iter().map(|row| row.get_ref().as_str()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::index::Index;
+    use super::super::parser::parse;
+    use super::*;
+    use crate::model::TrustDomain;
+
+    const GOOD: &str = r#"
+[[case]]
+name = "a"
+sub = "spiffe://d/api"
+obj = "secret/pay/x"
+act = "read"
+post = ["m"]
+now = "2026-06-01T00:00:00Z"
+want = "allow"
+rows = ["pay"]
+"#;
+
+    fn faults(text: &str) -> Vec<String> {
+        let profiles = ["m".to_owned()];
+        let policy = "p, pay, spiffe://d/api, secret/pay/**, read, m, -, -, allow\n\
+                      p, no, spiffe://d/**, secret/pay/no, read, any, -, -, deny\n";
+        let set = parse(policy, &profiles).unwrap();
+        let index = Index::new(&set);
+        let rules = Rules { set, index, domain: TrustDomain::parse("d").unwrap() };
+        let list = run("tests/t.toml", text, &rules, &profiles).err().unwrap_or_default();
+        list.into_iter().map(|f| format!("{}:{} {}", f.line, f.column, f.message)).collect()
+    }
+
+    #[test]
+    fn a_sound_case_passes_and_a_wrong_one_says_what_came_out() {
+        assert_eq!(faults(GOOD), [""; 0]);
+        let deny = GOOD.replace("\"allow\"", "\"deny\"");
+        assert_eq!(faults(&deny), ["9:8 \"a\" comes out otherwise: A001 allow by pay"]);
+        let unmet = GOOD.replace("[\"m\"]", "[]");
+        assert!(faults(&unmet)[0].contains("D201 posture_unmet; no row counts"));
+        let unknown = GOOD.replace("[\"m\"]", "\"unknown\"");
+        assert!(faults(&unknown)[0].contains("D203"));
+        let other = GOOD.replace("pay/x", "pay/no").replace("\"allow\"", "\"deny\"");
+        assert!(faults(&other)[0].contains("comes out by other rows: D102 deny_row by no, pay"));
+    }
+
+    #[test]
+    fn a_case_that_cannot_fail_is_a_fault() {
+        assert!(!faults("").is_empty() && !faults("# none\n").is_empty());
+        for (from, to) in [
+            ("name = \"a\"", "name = \" \""),
+            ("rows = [\"pay\"]", "rows = []"),
+            ("rows = [\"pay\"]", "rows = [\"payy\"]"),
+            ("rows = [\"pay\"]", ""),
+            ("want =", "wants ="),
+            ("want = \"allow\"", "want = \"Allow\""),
+            ("\"read\"", "\"raed\""),
+            ("secret/pay/x", "secrets/pay/x"),
+            ("secret/pay/x", "secret/pay/*"),
+            ("spiffe://d/api", "group:x"),
+            ("[\"m\"]", "[\"n\"]"),
+            ("[\"m\"]", "\"m\""),
+            ("2026-06-01T00:00:00Z", "2026-06-01"),
+            ("[[case]]", "[[never]]"),
+        ] {
+            assert!(GOOD.contains(from), "{from}");
+            assert!(!faults(&GOOD.replace(from, to)).is_empty(), "{to}");
+        }
+        assert!(faults(&format!("{GOOD}{GOOD}"))[0].contains("two cases have this name"));
+    }
+}
