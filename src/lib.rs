@@ -3,3 +3,4 @@ pub mod identity;
 pub mod model;
 pub mod policy;
 pub mod posture;
+pub mod wire;

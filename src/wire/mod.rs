@@ -1,0 +1,40 @@
+//! Bytes: frames, messages, TLS configuration, the one client. Knows nothing of the broker.
+//!
+//! Everything that crosses the network has one form, written down in docs/WIRE.md and held by the
+//! vectors in tests/vectors/wire. What comes in is bounded before it is allocated; what carried a
+//! secret is wiped. Configurations of TLS and QUIC are made in [`tls`] and nowhere else, because a
+//! single careless default (tickets, 0-RTT) would let an ended identity in.
+
+mod bare;
+mod client;
+mod client_error;
+mod close;
+mod credentials;
+mod dial;
+mod directory;
+mod enroll;
+mod frame;
+mod leaf;
+#[cfg(test)]
+mod loopback;
+mod pem;
+mod strict;
+mod tls;
+mod transport;
+
+pub use bare::{BareClient, BareError, echo};
+pub use client::Client;
+pub use client_error::ClientError;
+pub use close::CloseCode;
+pub use credentials::{Credentials, CredentialsError};
+pub use directory::DirectoryError;
+pub use enroll::{Enrolled, enroll};
+pub use frame::{
+    FrameError, Lengths, Opening, Reply, decode_lengths, decode_nonce, encode_nonce, parse_opening,
+    parse_reply, read_body, read_end, read_evidence, read_opening, read_reply, write_evidence,
+    write_opening, write_reply,
+};
+pub use tls::{
+    ALPN, ALPN_ENROLL, EXPORTER_LABEL, ServerIdentity, TlsError, applicant_client,
+    applicant_server, broker_server, client as client_config,
+};
