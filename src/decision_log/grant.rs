@@ -1,0 +1,158 @@
+//! What the log says once a decision is written down. Only this folder can say it.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::identity::Caller;
+use crate::model::{Ask, Kind, Moment, Reason, Refusal, RequestId, SecretName, Target};
+use crate::policy::{Decision, Lister};
+
+/// Marks a grant for the vault.
+#[derive(Debug)]
+pub enum Secret {}
+/// Marks a grant for the authority.
+#[derive(Debug)]
+pub enum Authority {}
+/// Marks a grant for administration.
+#[derive(Debug)]
+pub enum Administration {}
+
+/// Proof that a decision to allow is durably written down. Who wants to act takes it by value, so
+/// it is used once:
+///
+/// ```
+/// use doorward::decision_log::{Grant, Secret};
+/// fn carry_out(grant: Grant<Secret>) -> u64 { grant.index() }
+/// fn once(grant: Grant<Secret>) { carry_out(grant); }
+/// ```
+///
+/// A second use does not compile:
+///
+/// ```compile_fail,E0382
+/// use doorward::decision_log::{Grant, Secret};
+/// fn carry_out(grant: Grant<Secret>) -> u64 { grant.index() }
+/// fn twice(grant: Grant<Secret>) { carry_out(grant); carry_out(grant); }
+/// ```
+///
+/// nor a copy:
+///
+/// ```compile_fail,E0599
+/// use doorward::decision_log::{Grant, Secret};
+/// fn copy(grant: &Grant<Secret>) -> Grant<Secret> { Grant::clone(grant) }
+/// ```
+///
+/// nor one kind in place of another:
+///
+/// ```compile_fail,E0308
+/// use doorward::decision_log::{Authority, Grant, Secret};
+/// fn swap(grant: Grant<Authority>) -> Grant<Secret> { grant }
+/// ```
+///
+/// nor one made by hand, whole or from another:
+///
+/// ```compile_fail,E0451
+/// use doorward::decision_log::{Grant, Secret};
+/// fn forge(other: Grant<Secret>) -> Grant<Secret> { Grant { index: 0, ..other } }
+/// ```
+///
+/// ```compile_fail,E0277
+/// use doorward::decision_log::{Grant, Secret};
+/// fn forge() -> Grant<Secret> { Grant::from(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "a grant that is dropped was recorded as allowed and never carried out"]
+pub struct Grant<K> {
+    id: RequestId,
+    index: u64,
+    caller: Arc<Caller>,
+    ask: Arc<Ask>,
+    target: Target,
+    now: Moment,
+    lister: Lister,
+    kind: PhantomData<K>,
+}
+
+impl<K> Grant<K> {
+    /// The request that it was granted to.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// Index of the record that this grant stands on.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Who asked.
+    pub fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
+
+    /// For what.
+    pub fn ask(&self) -> &Arc<Ask> {
+        &self.ask
+    }
+
+    /// What its object was at the moment of deciding: this and nothing else is granted.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The moment of deciding.
+    pub fn now(&self) -> Moment {
+        self.now
+    }
+
+    /// Whether one name of a listing may be shown, under the same bundle, caller, verdict and
+    /// moment.
+    pub fn may_list(&self, name: &SecretName) -> bool {
+        self.lister.may_list(name)
+    }
+
+    fn on(decision: &Decision, index: u64) -> Self {
+        Self {
+            id: decision.id(),
+            index,
+            caller: Arc::clone(decision.caller()),
+            ask: Arc::clone(decision.ask()),
+            target: decision.target().clone(),
+            now: decision.now(),
+            lister: decision.lister(),
+            kind: PhantomData,
+        }
+    }
+}
+
+/// What the log says once the decision is written down.
+#[derive(Debug)]
+#[must_use]
+pub enum Ruling {
+    /// Carried out by administration.
+    Administration(Grant<Administration>),
+    /// Carried out by the authority.
+    Authority(Grant<Authority>),
+    /// Not allowed.
+    Refused(Refusal),
+    /// Carried out by the vault.
+    Secret(Grant<Secret>),
+}
+
+impl Ruling {
+    /// The ruling on a decision whose record stands, durable, at `index`.
+    pub(super) fn on(decision: &Decision, index: u64) -> Self {
+        if !decision.allowed() {
+            let (request, code) = (decision.id(), decision.code());
+            return Self::Refused(Refusal { request, code, reason: shown(decision), hint: None });
+        }
+        match decision.ask().kind() {
+            Kind::Administration => Self::Administration(Grant::on(decision, index)),
+            Kind::Authority => Self::Authority(Grant::on(decision, index)),
+            Kind::Secret => Self::Secret(Grant::on(decision, index)),
+        }
+    }
+}
+
+/// The reason that the client may know.
+fn shown(decision: &Decision) -> Reason {
+    decision.shown_reason()
+}

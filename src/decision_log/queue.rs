@@ -1,0 +1,419 @@
+//! The hand-over between those who decide and the one thread that writes.
+//!
+//! Records are laid one behind the other into the very buffer that goes to the disk. All records of
+//! one batch share one outcome. When it is known, one waiter per thread is woken from outside; that
+//! one wakes its neighbours on its own thread, where waking is cheap. A waiter that is dropped
+//! hands this duty on, so nobody is forgotten.
+
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use super::frame::HEADER;
+use super::tiles::push_entry;
+use crate::model::RequestId;
+use crate::model::limits::{LOG_GAP_ABOVE, LOG_QUEUE};
+
+/// Why a record could not be written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// No room, or only what is kept for operators. It may pass.
+    #[error("the decision log's disk is full; make room, or ask an operator to")]
+    Full,
+    /// A write or sync failed, or the writer has ended. Final: the process must restart.
+    #[error("the decision log can't be written any more; the process must restart")]
+    Broken,
+    /// Too many records wait. It may pass.
+    #[error("the decision log's queue is full")]
+    Busy,
+}
+
+/// How a batch ended: the index of its first record, or why there is none.
+type Outcome = Result<u64, RecordError>;
+
+/// The shared fate of all records that are written together.
+#[derive(Debug, Default)]
+pub(super) struct Batch(Mutex<Fate>);
+
+#[derive(Debug, Default)]
+struct Fate {
+    outcome: Option<Outcome>,
+    /// Who waits, by slot, with the thread it was last polled on.
+    waiting: Vec<Option<(ThreadId, Waker)>>,
+    /// Threads whose waiters have all been woken.
+    woken: Vec<ThreadId>,
+}
+
+impl Batch {
+    fn fate(&self) -> MutexGuard<'_, Fate> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Tells everyone; wakes one waiter of each thread.
+    pub(super) fn conclude(&self, outcome: Outcome) {
+        let mut fate = self.fate();
+        fate.outcome = Some(outcome);
+        let mut threads: Vec<ThreadId> = Vec::new();
+        let mut first: Vec<Waker> = Vec::new();
+        for slot in &mut fate.waiting {
+            let is_first = slot.as_ref().is_some_and(|(thread, _)| !threads.contains(thread));
+            if let Some((thread, waker)) = slot.take_if(|_| is_first) {
+                threads.push(thread);
+                first.push(waker);
+            }
+        }
+        drop(fate);
+        first.into_iter().for_each(Waker::wake);
+    }
+
+    /// The waiters that whoever was polled on `thread` has to wake, once per thread.
+    fn neighbours(fate: &mut Fate, thread: ThreadId) -> Vec<Waker> {
+        if fate.woken.contains(&thread) {
+            return Vec::new();
+        }
+        fate.woken.push(thread);
+        let mine = |slot: &mut Option<(ThreadId, Waker)>| {
+            let is_mine = slot.as_ref().is_some_and(|(other, _)| *other == thread);
+            if is_mine { slot.take().map(|(_, waker)| waker) } else { None }
+        };
+        fate.waiting.iter_mut().filter_map(mine).collect()
+    }
+}
+
+/// Waits for one record to be durable; gives its index.
+#[derive(Debug)]
+pub(super) struct Wait {
+    batch: Arc<Batch>,
+    slot: u32,
+    polled_on: Option<ThreadId>,
+}
+
+impl Wait {
+    fn place(&self) -> usize {
+        usize::try_from(self.slot).unwrap_or(usize::MAX)
+    }
+}
+
+impl Future for Wait {
+    type Output = Result<u64, RecordError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let batch = Arc::clone(&self.batch);
+        let mut fate = batch.fate();
+        let Some(outcome) = fate.outcome else {
+            let thread = thread::current().id();
+            let place = self.place();
+            if fate.waiting.len() <= place {
+                fate.waiting.resize_with(place + 1, || None);
+            }
+            if let Some(slot) = fate.waiting.get_mut(place) {
+                *slot = Some((thread, context.waker().clone()));
+            }
+            self.polled_on = Some(thread);
+            return Poll::Pending;
+        };
+        let neighbours = match self.polled_on.take() {
+            Some(thread) => Batch::neighbours(&mut fate, thread),
+            None => Vec::new(), // never asked to be woken, so nobody counts on this one
+        };
+        drop(fate);
+        neighbours.into_iter().for_each(Waker::wake);
+        Poll::Ready(outcome.map(|first| first.saturating_add(u64::from(self.slot))))
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let Some(thread) = self.polled_on else { return };
+        let mut fate = self.batch.fate();
+        let place = self.place();
+        if let Some(slot) = fate.waiting.get_mut(place) {
+            *slot = None;
+        }
+        if fate.outcome.is_some() {
+            let neighbours = Batch::neighbours(&mut fate, thread);
+            drop(fate);
+            neighbours.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// Whose record it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rank {
+    /// Must leave the reserve alone.
+    Ordinary,
+    /// An operator's, the broker's own: may use the reserve.
+    Reserved,
+}
+
+/// Records on their way to the disk.
+#[derive(Debug)]
+pub(super) struct Load {
+    /// Room for the batch's header, then the records with their lengths.
+    pub(super) frame: Vec<u8>,
+    /// Records in it.
+    pub(super) count: u32,
+    /// Which requests they belong to, by slot.
+    pub(super) requests: Vec<(RequestId, u32)>,
+    /// Whether any of them must leave the reserve alone.
+    pub(super) ordinary: bool,
+    /// Their common fate.
+    pub(super) batch: Arc<Batch>,
+}
+
+impl Load {
+    fn new() -> Self {
+        let batch = Arc::default();
+        let frame = vec![0; HEADER];
+        Self { frame, count: 0, requests: Vec::new(), ordinary: false, batch }
+    }
+
+    /// Empties it for the next use; the buffers stay.
+    pub(super) fn reset(&mut self) {
+        self.frame.clear();
+        self.frame.resize(HEADER, 0);
+        self.requests.clear();
+        (self.count, self.ordinary, self.batch) = (0, false, Arc::default());
+    }
+
+    /// Adds a record that nobody waits for. False when it is too long.
+    pub(super) fn push(&mut self, record: &[u8]) -> bool {
+        let fits = push_entry(&mut self.frame, record);
+        self.count = self.count.saturating_add(u32::from(fits));
+        fits
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Closing,
+    Broken,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    load: Load,
+    sleeping: bool,
+    state: State,
+}
+
+/// What the writer finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Records, now in the load.
+    Records,
+    /// Nothing for a while.
+    Idle,
+    /// Nothing, and nothing will come any more.
+    End,
+    /// Somebody else has found a final fault.
+    Broken,
+}
+
+/// The queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    inbox: Mutex<Inbox>,
+    filled: Condvar,
+    bytes_max: usize,
+}
+
+impl Queue {
+    /// Takes at most `bytes_max` bytes at once.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        let inbox = Inbox { load: Load::new(), sleeping: false, state: State::Open };
+        Self { inbox: Mutex::new(inbox), filled: Condvar::new(), bytes_max }
+    }
+
+    /// An empty load, for the writer to swap.
+    pub(super) fn spare(&self) -> Load {
+        Load::new()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Hands a record over.
+    ///
+    /// # Errors
+    /// `Busy` when too many wait; `Broken` when nobody writes any more.
+    pub(super) fn submit(
+        &self,
+        record: &[u8],
+        request: Option<RequestId>,
+        rank: Rank,
+    ) -> Result<Wait, RecordError> {
+        let mut inbox = self.lock();
+        if inbox.state != State::Open {
+            return Err(RecordError::Broken);
+        }
+        let load = &mut inbox.load;
+        let slot = load.count;
+        let full = usize::try_from(slot).is_ok_and(|count| count >= LOG_QUEUE);
+        if full || load.frame.len().saturating_add(record.len() + 2) > self.bytes_max {
+            return Err(RecordError::Busy);
+        }
+        if !load.push(record) {
+            return Err(RecordError::Busy);
+        }
+        load.ordinary |= rank == Rank::Ordinary;
+        load.requests.extend(request.map(|id| (id, slot)));
+        let batch = Arc::clone(&load.batch);
+        let wake = mem::take(&mut inbox.sleeping);
+        drop(inbox);
+        if wake {
+            self.filled.notify_one();
+        }
+        Ok(Wait { batch, slot, polled_on: None })
+    }
+
+    /// Swaps the waiting records for the empty `load`. Waits up to `tick` when there are none; when
+    /// many wait, lets `gap` pass first so that more of them share one sync.
+    pub(super) fn take(&self, load: &mut Load, gap: Duration, tick: Duration) -> Found {
+        let mut inbox = self.lock();
+        if inbox.load.count == 0 && inbox.state == State::Open {
+            inbox.sleeping = true;
+            inbox = self.wait(inbox, tick);
+            inbox.sleeping = false;
+        }
+        if inbox.load.count >= LOG_GAP_ABOVE && inbox.state == State::Open && !gap.is_zero() {
+            inbox = self.wait(inbox, gap);
+        }
+        match (inbox.state, inbox.load.count) {
+            (State::Broken, _) => Found::Broken,
+            (State::Open, 0) => Found::Idle,
+            (State::Closing, 0) => Found::End,
+            _ => {
+                mem::swap(&mut inbox.load, load);
+                Found::Records
+            }
+        }
+    }
+
+    fn wait<'a>(&self, inbox: MutexGuard<'a, Inbox>, time: Duration) -> MutexGuard<'a, Inbox> {
+        match self.filled.wait_timeout(inbox, time) {
+            Ok((inbox, _)) => inbox,
+            Err(poisoned) => poisoned.into_inner().0,
+        }
+    }
+
+    /// No more records; those that wait are still written.
+    pub(super) fn close(&self) {
+        let mut inbox = self.lock();
+        if inbox.state == State::Open {
+            inbox.state = State::Closing;
+        }
+        drop(inbox);
+        self.filled.notify_all();
+    }
+
+    /// Final: whoever waits, and whoever comes, is refused.
+    pub(super) fn break_down(&self) {
+        let mut inbox = self.lock();
+        inbox.state = State::Broken;
+        let batch = Arc::clone(&inbox.load.batch);
+        inbox.load.reset();
+        drop(inbox);
+        batch.conclude(Err(RecordError::Broken));
+        self.filled.notify_all();
+    }
+
+    /// Whether records are taken.
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().state == State::Open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    struct Count(AtomicUsize);
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn counter() -> (Arc<Count>, Waker) {
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        (Arc::clone(&count), Waker::from(count))
+    }
+
+    fn poll(wait: &mut Wait, waker: &Waker) -> Poll<Outcome> {
+        Pin::new(wait).poll(&mut Context::from_waker(waker))
+    }
+
+    #[test]
+    fn one_wake_a_thread_and_the_woken_one_wakes_the_rest() {
+        let queue = Queue::new(4096);
+        let (count, waker) = counter();
+        let mut waits: Vec<_> =
+            (0..3).map(|_| queue.submit(b"x", None, Rank::Ordinary).unwrap()).collect();
+        for wait in &mut waits {
+            assert_eq!(poll(wait, &waker), Poll::Pending);
+        }
+        let mut load = queue.spare();
+        assert_eq!(queue.take(&mut load, Duration::ZERO, Duration::ZERO), Found::Records);
+        load.batch.conclude(Ok(10));
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert_eq!(poll(&mut waits[0], &waker), Poll::Ready(Ok(10)));
+        assert_eq!(count.0.load(Ordering::SeqCst), 3);
+        assert_eq!(poll(&mut waits[2], &waker), Poll::Ready(Ok(12)));
+        assert_eq!(count.0.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn a_dropped_waiter_hands_its_duty_on() {
+        let queue = Queue::new(4096);
+        let (count, waker) = counter();
+        let mut first = queue.submit(b"x", None, Rank::Ordinary).unwrap();
+        let mut second = queue.submit(b"y", None, Rank::Ordinary).unwrap();
+        assert!(poll(&mut first, &waker).is_pending() && poll(&mut second, &waker).is_pending());
+        let mut load = queue.spare();
+        queue.take(&mut load, Duration::ZERO, Duration::ZERO);
+        load.batch.conclude(Err(RecordError::Full));
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        drop(first);
+        assert_eq!(count.0.load(Ordering::SeqCst), 2);
+        assert_eq!(poll(&mut second, &waker), Poll::Ready(Err(RecordError::Full)));
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_number_and_bytes() {
+        let queue = Queue::new(1 << 20);
+        for _ in 0..LOG_QUEUE {
+            queue.submit(b"", None, Rank::Ordinary).unwrap();
+        }
+        assert_eq!(queue.submit(b"", None, Rank::Ordinary).unwrap_err(), RecordError::Busy);
+        let small = Queue::new(HEADER + 12);
+        assert!(small.submit(&[0; 10], None, Rank::Ordinary).is_ok());
+        assert_eq!(small.submit(b"", None, Rank::Ordinary).unwrap_err(), RecordError::Busy);
+    }
+
+    #[test]
+    fn the_end_refuses_everyone() {
+        let queue = Queue::new(4096);
+        let (_, waker) = counter();
+        let mut wait = queue.submit(b"x", None, Rank::Ordinary).unwrap();
+        queue.break_down();
+        assert_eq!(poll(&mut wait, &waker), Poll::Ready(Err(RecordError::Broken)));
+        assert_eq!(queue.submit(b"x", None, Rank::Reserved).unwrap_err(), RecordError::Broken);
+        let queue = Queue::new(4096);
+        let _wait = queue.submit(b"x", None, Rank::Ordinary).unwrap();
+        queue.close();
+        let mut load = queue.spare();
+        assert_eq!(queue.take(&mut load, Duration::ZERO, Duration::ZERO), Found::Records);
+        load.reset();
+        assert_eq!(queue.take(&mut load, Duration::ZERO, Duration::ZERO), Found::End);
+    }
+}
