@@ -4,4 +4,6 @@ pub mod identity;
 pub mod model;
 pub mod policy;
 pub mod posture;
+pub mod store;
+pub mod vault;
 pub mod wire;
