@@ -1,0 +1,337 @@
+//! Registration entries: making, listing and ending them, and revoking what they gave.
+//!
+//! Whether a caller may make an entry for a path is judged by the line, which asks for the right to
+//! issue that path as well; here stands only what would make an entry wrong for everybody.
+
+use super::devices::ending;
+use super::mirror::{Mirror, Step};
+use super::records::{EntryRecord, FORMAT};
+use super::room::Authority;
+use crate::model::limits::{ENTRIES_MAX, ENTRIES_PER_ID};
+use crate::model::{
+    Answer, Code, DeviceId, Entry, EntryDraft, EntryId, Failure, Moment, Reason, Released,
+    SecretPrefix, SpiffeId, Target, rfc3339,
+};
+
+impl Authority {
+    /// A new entry, at epoch 1; the answer shows it with its id.
+    pub(super) async fn entry_create(
+        &self,
+        draft: &EntryDraft,
+        under: Option<u64>,
+        now: Moment,
+    ) -> Result<Released, Failure> {
+        draft.check().map_err(|error| Failure::invalid(error.to_string()))?;
+        if draft.spiffe_id.trust_domain() != &self.domain {
+            let hint = format!("entries are for the trust domain {}", self.domain);
+            return Err(Failure::invalid(hint));
+        }
+        // The path is the name of an object of policies, so it keeps the rules of names.
+        let path = draft.spiffe_id.path().trim_start_matches('/');
+        SecretPrefix::parse(path).map_err(|error| Failure::invalid(format!("path: {error}")))?;
+        if draft.class.is_person() {
+            return Err(Failure::invalid("people have no agent; entries are for devices"));
+        }
+        let id = EntryId::random();
+        let created = rfc3339(now.wall());
+        let entry = Entry { id, draft: draft.clone(), epoch: 1, created };
+        let (revision, ()) = self
+            .change(under, |mirror| {
+                fits(mirror, draft)?;
+                let record = EntryRecord { v: FORMAT, entry: entry.clone(), suspended: false };
+                Ok((vec![Step::Entry(id, Some(record))], ()))
+            })
+            .await?;
+        Ok(Released::head(Answer::Entries { items: vec![entry], revision }))
+    }
+
+    /// All entries, by SPIFFE ID and id.
+    pub(super) fn entry_list(&self) -> Released {
+        let mirror = self.mirror();
+        let mut items: Vec<_> = mirror.entries().map(|record| record.entry.clone()).collect();
+        items.sort_unstable_by(|a, b| {
+            let key = |entry: &Entry| (entry.draft.spiffe_id.as_str().to_owned(), entry.id);
+            key(a).cmp(&key(b))
+        });
+        Released::head(Answer::Entries { items, revision: mirror.entries_revision })
+    }
+
+    /// Ends the entry that was decided on, and with it every SVID that it gave.
+    pub(super) async fn entry_delete(
+        &self,
+        target: &Target,
+        under: Option<u64>,
+    ) -> Result<Released, Failure> {
+        let Target::Entry { id, .. } = target else {
+            return Err(Failure::absent("there is no such entry"));
+        };
+        self.change_done(under, |mirror| match mirror.entry(id) {
+            Some(_) => Ok(vec![Step::Entry(*id, None)]),
+            None => Err(Failure::absent("there is no such entry")),
+        })
+        .await
+    }
+
+    /// Ends every living SVID of an ID, or lets its entries give new ones again. The ID of an agent
+    /// or an operator ends the devices behind it, for good.
+    pub(super) async fn revoke(
+        &self,
+        id: &SpiffeId,
+        resume: bool,
+        under: Option<u64>,
+    ) -> Result<Released, Failure> {
+        if id.trust_domain() != &self.domain {
+            let hint = format!("only identities of {} are revoked here", self.domain);
+            return Err(Failure::invalid(hint));
+        }
+        if id.is_reserved() {
+            return self.revoke_reserved(id, resume, under).await;
+        }
+        self.change_done(under, |mirror| {
+            let of_id = mirror.entries().filter(|it| it.entry.draft.spiffe_id == *id);
+            let records: Vec<_> = of_id.collect();
+            if records.is_empty() {
+                return Err(Failure::absent(format!("no entry gives {id}")));
+            }
+            Ok(records.into_iter().filter_map(|record| turned(record, resume)).collect())
+        })
+        .await
+    }
+
+    async fn revoke_reserved(
+        &self,
+        id: &SpiffeId,
+        resume: bool,
+        under: Option<u64>,
+    ) -> Result<Released, Failure> {
+        if resume {
+            return Err(Failure::invalid("devices and operators end for good; enrol anew"));
+        }
+        if let Some(name) = id.path().strip_prefix("/doorward/operator/") {
+            return self.operator_remove(name, under).await;
+        }
+        let agent = id.path().strip_prefix("/doorward/agent/");
+        let Some(Ok(device)) = agent.map(DeviceId::parse) else {
+            return Err(Failure::invalid("of /doorward/ only agents and operators are revoked"));
+        };
+        self.change_done(under, |mirror| match mirror.device(&device) {
+            Some(record) if !record.class.is_person() => {
+                Ok(ending(device, record).into_iter().collect())
+            }
+            _ => Err(Failure::absent(format!("there is no agent on a device {device}"))),
+        })
+        .await
+    }
+}
+
+/// The step that revokes or resumes an entry; none when it stands so. Revoking an entry that is
+/// suspended already raises its epoch all the same: what was issued in between is dead for sure.
+fn turned(record: &EntryRecord, resume: bool) -> Option<Step> {
+    let id = record.entry.id;
+    let mut next = record.clone();
+    next.suspended = !resume;
+    if resume {
+        return record.suspended.then_some(Step::Entry(id, Some(next)));
+    }
+    next.entry.epoch = next.entry.epoch.saturating_add(1);
+    Some(Step::Entry(id, Some(next)))
+}
+
+/// Whether a draft fits beside what is there.
+fn fits(mirror: &Mirror, draft: &EntryDraft) -> Result<(), Failure> {
+    if mirror.entries().len() >= ENTRIES_MAX {
+        return Err(Failure::too_large(format!("there are {ENTRIES_MAX} entries already")));
+    }
+    if let Some(device) = &draft.device {
+        let record = mirror.device(device).filter(|record| record.class == draft.class);
+        let record = record.ok_or_else(|| {
+            Failure::invalid(format!("there is no device {}/{device}", draft.class))
+        })?;
+        if record.revoked {
+            return Err(Failure::invalid("that device is revoked"));
+        }
+    }
+    let mut same_id = 0;
+    for record in mirror.entries() {
+        let other = &record.entry.draft;
+        if other.spiffe_id != draft.spiffe_id {
+            if other.spiffe_id.as_str().eq_ignore_ascii_case(draft.spiffe_id.as_str()) {
+                let hint = format!("{} differs in case only", other.spiffe_id);
+                return Err(Failure::conflict(hint));
+            }
+            continue;
+        }
+        same_id += 1;
+        if record.suspended {
+            let hint = "this identity is revoked; resume it before giving it again".to_owned();
+            let failure = Failure::new(Code::Conflict, Reason::Revoked);
+            return Err(Failure { hint: Some(hint), ..failure });
+        }
+        if other.class == draft.class
+            && other.device == draft.device
+            && same_set(&other.selectors, &draft.selectors)
+        {
+            return Err(Failure::conflict(format!("entry {} says the same", record.entry.id)));
+        }
+    }
+    if same_id >= ENTRIES_PER_ID {
+        return Err(Failure::too_large(format!("{ENTRIES_PER_ID} entries give this ID already")));
+    }
+    Ok(())
+}
+
+fn same_set<T: PartialEq>(a: &[T], b: &[T]) -> bool {
+    a.iter().all(|it| b.contains(it)) && b.iter().all(|it| a.contains(it))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake_store::{Room, draft, id};
+    use super::*;
+    use crate::model::limits::ENTRIES_PER_ID;
+    use crate::model::{Ask, Selector, TrustDomain};
+
+    async fn create(room: &Room, draft: &EntryDraft) -> Result<Entry, Failure> {
+        let made = room.authority.entry_create(draft, Some(1), room.now()).await?;
+        match made.answer {
+            Answer::Entries { mut items, .. } if items.len() == 1 => Ok(items.remove(0)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn status(room: &Room, id: &EntryId) -> Option<(u64, bool)> {
+        let view = room.identity.view();
+        view.entries.get(id).map(|status| (status.epoch, status.suspended))
+    }
+
+    #[tokio::test]
+    async fn an_entry_is_made_listed_located_and_ended() {
+        let room = Room::new().await;
+        let entry = create(&room, &draft("/ns/pay/api")).await.unwrap();
+        assert_eq!((entry.epoch, entry.created.as_str()), (1, "2026-11-23T12:00:00Z"));
+        assert_eq!(status(&room, &entry.id), Some((1, false)));
+        let Answer::Entries { items, revision } = room.authority.entry_list().answer else {
+            panic!("no list")
+        };
+        assert_eq!(items, std::slice::from_ref(&entry));
+        assert_eq!(revision, room.authority.mirror().revision);
+
+        let spiffe_id = id("/ns/pay/api");
+        let ask = Ask::EntryDelete { spiffe_id: spiffe_id.clone(), id: entry.id };
+        let target = room.authority.locate(&ask).await.unwrap();
+        assert_eq!(target, Target::Entry { id: entry.id, epoch: 1 });
+        let other = Ask::EntryDelete { spiffe_id: id("/ns/pay/other"), id: entry.id };
+        assert_eq!(room.authority.locate(&other).await.unwrap(), Target::Absent);
+        let own = room.authority.locate(&Ask::Renew {}).await.unwrap();
+        assert_eq!(own, Target::Itself);
+
+        assert!(room.authority.entry_delete(&Target::Absent, None).await.is_err());
+        room.authority.entry_delete(&target, Some(2)).await.unwrap();
+        assert_eq!(status(&room, &entry.id), None);
+        assert_eq!(room.authority.locate(&ask).await.unwrap(), Target::Absent);
+        let failure = room.authority.entry_delete(&target, Some(3)).await.unwrap_err();
+        assert_eq!(failure.code, Code::NotFound);
+        assert_eq!(room.again().await.authority.mirror().entries().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn drafts_that_are_wrong_for_everybody_are_refused() {
+        let room = Room::new().await;
+        let (device, _) = room.device("server").await;
+        let (ended, _) = room.device("server").await;
+        let class = draft("/a").class;
+        room.authority.device_revoke(&class, &ended, None).await.unwrap();
+        let only = |device| EntryDraft { device: Some(device), ..draft("/one") };
+        assert!(create(&room, &only(device)).await.is_ok(), "the positive control");
+        assert!(create(&room, &draft("/two")).await.is_ok());
+
+        let elsewhere = TrustDomain::parse("else.example").unwrap();
+        let person = crate::model::DeviceClass::person();
+        let laptop = crate::model::DeviceClass::parse("laptop").unwrap();
+        let deep = format!("/{}", ["a"; 17].join("/"));
+        for (what, bad) in [
+            ("a reserved path", draft("/doorward/agent/x")),
+            ("the domain's own ID", draft("")),
+            ("no selector", EntryDraft { selectors: Vec::new(), ..draft("/x") }),
+            (
+                "another domain",
+                EntryDraft { spiffe_id: elsewhere.id("/x").unwrap(), ..draft("/x") },
+            ),
+            ("people", EntryDraft { class: person, ..draft("/x") }),
+            ("an unknown device", only(DeviceId(crate::model::Digest::of(b"nobody")))),
+            ("a revoked device", only(ended)),
+            ("a device of another class", EntryDraft { class: laptop, ..only(device) }),
+            ("a path that is no name", draft(&deep)),
+            ("a segment that is no name", draft(&format!("/{}", "a".repeat(129)))),
+        ] {
+            assert_eq!(create(&room, &bad).await.unwrap_err().code, Code::Invalid, "{what}");
+        }
+        let selectors = vec![Selector::Uid(1000), Selector::Uid(1000)];
+        for (what, bad) in [
+            ("the same again", draft("/two")),
+            ("the same in other words", EntryDraft { selectors, ..draft("/two") }),
+            ("another case", draft("/Two")),
+        ] {
+            assert_eq!(create(&room, &bad).await.unwrap_err().code, Code::Conflict, "{what}");
+        }
+        assert_eq!(room.authority.mirror().entries().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn one_identity_has_a_bounded_number_of_entries() {
+        let room = Room::new().await;
+        let with_uid = |uid| EntryDraft { selectors: vec![Selector::Uid(uid)], ..draft("/a") };
+        for uid in 0..u32::try_from(ENTRIES_PER_ID).unwrap() {
+            create(&room, &with_uid(uid)).await.unwrap();
+        }
+        let failure = create(&room, &with_uid(u32::MAX)).await.unwrap_err();
+        assert_eq!(failure.code, Code::TooLarge);
+        room.authority.revoke(&id("/a"), false, Some(5)).await.unwrap();
+        assert!(room.identity.view().entries.values().all(|status| status.suspended));
+    }
+
+    #[tokio::test]
+    async fn revoking_suspends_at_a_higher_epoch_and_resuming_keeps_it() {
+        let room = Room::new().await;
+        let entry = create(&room, &draft("/a")).await.unwrap();
+        let other = create(&room, &draft("/b")).await.unwrap();
+        let revoke = async |resume| room.authority.revoke(&id("/a"), resume, Some(3)).await;
+        revoke(false).await.unwrap();
+        assert_eq!(status(&room, &entry.id), Some((2, true)));
+        assert_eq!(status(&room, &other.id), Some((1, false)), "others stay");
+        let again = EntryDraft { selectors: vec![Selector::Gid(5)], ..draft("/a") };
+        let failure = create(&room, &again).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::Revoked, "a new entry is no way round");
+        revoke(true).await.unwrap();
+        assert_eq!(status(&room, &entry.id), Some((2, false)));
+        revoke(true).await.unwrap();
+        assert_eq!(status(&room, &entry.id), Some((2, false)), "resuming twice does nothing");
+        revoke(false).await.unwrap();
+        revoke(false).await.unwrap();
+        assert_eq!(status(&room, &entry.id), Some((4, true)));
+        let again = room.again().await;
+        assert_eq!(status(&again, &entry.id), Some((4, true)), "a restart changes nothing");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_has_is_not_revoked() {
+        let room = Room::new().await;
+        let (device, _) = room.device("server").await;
+        let foreign = TrustDomain::parse("else.example").unwrap().id("/a").unwrap();
+        let revoke = async |id: &SpiffeId| room.authority.revoke(id, false, None).await;
+        assert_eq!(revoke(&id("/a")).await.unwrap_err().code, Code::NotFound);
+        assert_eq!(revoke(&foreign).await.unwrap_err().code, Code::Invalid);
+        for path in ["/doorward/broker", "/doorward/applicant", "/doorward/agent/x", "/doorward"] {
+            assert_eq!(revoke(&id(path)).await.unwrap_err().code, Code::Invalid, "{path}");
+        }
+        let nobody = format!("/doorward/agent/{}", "ab".repeat(32));
+        assert_eq!(revoke(&id(&nobody)).await.unwrap_err().code, Code::NotFound);
+        assert_eq!(revoke(&id("/doorward/operator/al")).await.unwrap_err().code, Code::NotFound);
+
+        let agent = id(&format!("/doorward/agent/{device}"));
+        let resumed = room.authority.revoke(&agent, true, None).await;
+        assert_eq!(resumed.unwrap_err().code, Code::Invalid);
+        revoke(&agent).await.unwrap();
+        assert!(room.identity.view().devices[&device].revoked);
+    }
+}

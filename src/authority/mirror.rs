@@ -1,0 +1,340 @@
+//! What the store holds of this room, in memory: immutable, replaced as a whole after each commit.
+//!
+//! Readers take the current one without waiting for a writer. Copies share everything that did not
+//! change. It must never be ahead of the store: only [`super::room`] replaces it, after the
+//! commit.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use super::error::AuthorityError;
+use super::records::{DeviceRecord, EntryRecord, TokenKey, TokenRecord, damaged, decode, encode};
+use crate::identity::{DeviceStatus, EntryStatus};
+use crate::model::{DeviceClass, DeviceId, Digest, Entry, EntryId};
+use crate::store::{Expect, Store, Table, Txn, Write};
+
+/// Rows read from the store at once.
+const PAGE: usize = 1000;
+
+/// One row: its record, and the store's revision of its last write.
+#[derive(Debug, Clone)]
+pub(super) struct Held<T> {
+    pub record: Arc<T>,
+    pub revision: u64,
+}
+
+/// One change of one row; `None` deletes it.
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    Device(DeviceId, DeviceRecord),
+    Entry(EntryId, Option<EntryRecord>),
+    Token(TokenKey, Option<TokenRecord>),
+}
+
+/// Entries by whom they are for: a class, or one device of it.
+type Duties = HashMap<(DeviceClass, Option<DeviceId>), Arc<Vec<EntryId>>>;
+
+/// All rows.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Mirror {
+    devices: Arc<HashMap<DeviceId, Held<DeviceRecord>>>,
+    entries: Arc<HashMap<EntryId, Held<EntryRecord>>>,
+    tokens: Arc<HashMap<TokenKey, Held<TokenRecord>>>,
+    duties: Arc<Duties>,
+    device_statuses: Arc<HashMap<DeviceId, DeviceStatus>>,
+    entry_statuses: Arc<HashMap<EntryId, EntryStatus>>,
+    /// Revision of the last commit that this room made or found.
+    pub revision: u64,
+    /// Revision of the last change of an entry.
+    pub entries_revision: u64,
+}
+
+impl Mirror {
+    /// Reads everything.
+    pub(super) async fn load(store: &dyn Store) -> Result<Self, AuthorityError> {
+        let revision = store.revision().await?;
+        let mut mirror = Self { revision, entries_revision: revision, ..Self::default() };
+        for (key, record, revision) in rows::<DeviceRecord>(store, Table::Devices).await? {
+            let id: [u8; 32] =
+                key.as_slice().try_into().map_err(|_| damaged(Table::Devices, &key))?;
+            mirror.put_device(DeviceId(Digest(id)), record, revision);
+        }
+        for (key, record, revision) in rows::<EntryRecord>(store, Table::Entries).await? {
+            let id = uuid::Uuid::from_slice(&key).map(EntryId);
+            match id {
+                Ok(id) if id == record.entry.id => mirror.put_entry(id, record, revision),
+                _ => return Err(damaged(Table::Entries, &key)),
+            }
+        }
+        for (key, record, revision) in rows::<TokenRecord>(store, Table::Tokens).await? {
+            if record.key().as_slice() != key.as_slice() {
+                return Err(damaged(Table::Tokens, &key));
+            }
+            mirror.put_token(record.key(), record, revision);
+        }
+        Ok(mirror)
+    }
+
+    /// The mirror after these steps were committed at `revision`.
+    pub(super) fn with(&self, steps: Vec<Step>, revision: u64) -> Self {
+        let mut next = self.clone();
+        next.revision = revision;
+        for step in steps {
+            match step {
+                Step::Device(id, record) => next.put_device(id, record, revision),
+                Step::Entry(id, record) => {
+                    next.entries_revision = revision;
+                    match record {
+                        Some(record) => next.put_entry(id, record, revision),
+                        None => next.drop_entry(&id),
+                    }
+                }
+                Step::Token(key, Some(record)) => next.put_token(key, record, revision),
+                Step::Token(key, None) => {
+                    Arc::make_mut(&mut next.tokens).remove(&key);
+                }
+            }
+        }
+        next
+    }
+
+    /// The commit that does these steps, all of them or none, if every row still stands as here.
+    pub(super) fn txn(&self, steps: &[Step], under: Option<u64>) -> Result<Txn, AuthorityError> {
+        let mut txn = Txn { under, ..Txn::default() };
+        for step in steps {
+            let (table, key, value, revision) = match step {
+                Step::Device(id, record) => {
+                    let held = self.devices.get(id).map(|held| held.revision);
+                    (Table::Devices, id.0.0.to_vec(), Some(encode(record)?), held)
+                }
+                Step::Entry(id, record) => {
+                    let held = self.entries.get(id).map(|held| held.revision);
+                    let value = record.as_ref().map(encode).transpose()?;
+                    (Table::Entries, id.0.as_bytes().to_vec(), value, held)
+                }
+                Step::Token(key, record) => {
+                    let held = self.tokens.get(key).map(|held| held.revision);
+                    let value = record.as_ref().map(encode).transpose()?;
+                    (Table::Tokens, key.to_vec(), value, held)
+                }
+            };
+            txn.expects.push(Expect { table, key: key.clone(), revision });
+            txn.writes.push(Write { table, key, value });
+        }
+        Ok(txn)
+    }
+
+    /// A device's row.
+    pub(super) fn device(&self, id: &DeviceId) -> Option<&DeviceRecord> {
+        self.devices.get(id).map(|held| held.record.as_ref())
+    }
+
+    /// All devices, in no order.
+    pub(super) fn devices(&self) -> impl ExactSizeIterator<Item = (&DeviceId, &DeviceRecord)> {
+        self.devices.iter().map(|(id, held)| (id, held.record.as_ref()))
+    }
+
+    /// An entry's row.
+    pub(super) fn entry(&self, id: &EntryId) -> Option<&EntryRecord> {
+        self.entries.get(id).map(|held| held.record.as_ref())
+    }
+
+    /// All entries, in no order.
+    pub(super) fn entries(&self) -> impl ExactSizeIterator<Item = &EntryRecord> {
+        self.entries.values().map(|held| held.record.as_ref())
+    }
+
+    /// The living entries that an agent on this device may ask for, in the order of their ids.
+    pub(super) fn duties(&self, class: &DeviceClass, device: &DeviceId) -> Vec<Entry> {
+        let of = |only| self.duties.get(&(class.clone(), only)).into_iter();
+        let ids = of(None).chain(of(Some(*device))).flat_map(|ids| ids.iter());
+        let living = ids.filter_map(|id| self.entry(id)).filter(|record| !record.suspended);
+        let mut entries: Vec<_> = living.map(|record| record.entry.clone()).collect();
+        entries.sort_unstable_by_key(|entry| entry.id);
+        entries
+    }
+
+    /// A token's row.
+    pub(super) fn token(&self, key: &TokenKey) -> Option<&TokenRecord> {
+        self.tokens.get(key).map(|held| held.record.as_ref())
+    }
+
+    /// All tokens, in no order.
+    pub(super) fn tokens(&self) -> impl ExactSizeIterator<Item = (&TokenKey, &TokenRecord)> {
+        self.tokens.iter().map(|(key, held)| (key, held.record.as_ref()))
+    }
+
+    /// What identity needs of the devices.
+    pub(super) fn device_statuses(&self) -> &Arc<HashMap<DeviceId, DeviceStatus>> {
+        &self.device_statuses
+    }
+
+    /// What identity needs of the entries.
+    pub(super) fn entry_statuses(&self) -> &Arc<HashMap<EntryId, EntryStatus>> {
+        &self.entry_statuses
+    }
+
+    /// Whether both give the same view, because nothing that identity needs was touched.
+    pub(super) fn looks_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.device_statuses, &other.device_statuses)
+            && Arc::ptr_eq(&self.entry_statuses, &other.entry_statuses)
+    }
+
+    fn put_device(&mut self, id: DeviceId, record: DeviceRecord, revision: u64) {
+        let same = |status: &DeviceStatus| {
+            status.class == record.class
+                && status.epoch == record.epoch
+                && status.revoked == record.revoked
+        };
+        if !self.device_statuses.get(&id).is_some_and(same) {
+            let DeviceRecord { class, epoch, revoked, .. } = &record;
+            let status = DeviceStatus { class: class.clone(), epoch: *epoch, revoked: *revoked };
+            Arc::make_mut(&mut self.device_statuses).insert(id, status);
+        }
+        let held = Held { record: Arc::new(record), revision };
+        Arc::make_mut(&mut self.devices).insert(id, held);
+    }
+
+    fn put_entry(&mut self, id: EntryId, record: EntryRecord, revision: u64) {
+        let status = EntryStatus { epoch: record.entry.epoch, suspended: record.suspended };
+        Arc::make_mut(&mut self.entry_statuses).insert(id, status);
+        let whom = (record.entry.draft.class.clone(), record.entry.draft.device);
+        let held = Held { record: Arc::new(record), revision };
+        if Arc::make_mut(&mut self.entries).insert(id, held).is_none() {
+            let duties = Arc::make_mut(&mut self.duties).entry(whom).or_default();
+            Arc::make_mut(duties).push(id);
+        }
+    }
+
+    fn drop_entry(&mut self, id: &EntryId) {
+        Arc::make_mut(&mut self.entry_statuses).remove(id);
+        let Some(held) = Arc::make_mut(&mut self.entries).remove(id) else { return };
+        let whom = (held.record.entry.draft.class.clone(), held.record.entry.draft.device);
+        let all = Arc::make_mut(&mut self.duties);
+        if let Some(duties) = all.get_mut(&whom) {
+            Arc::make_mut(duties).retain(|other| other != id);
+            if duties.is_empty() {
+                all.remove(&whom);
+            }
+        }
+    }
+
+    fn put_token(&mut self, key: TokenKey, record: TokenRecord, revision: u64) {
+        let held = Held { record: Arc::new(record), revision };
+        Arc::make_mut(&mut self.tokens).insert(key, held);
+    }
+}
+
+/// All rows of one table: key, record, revision.
+async fn rows<T: DeserializeOwned>(
+    store: &dyn Store,
+    table: Table,
+) -> Result<Vec<(Vec<u8>, T, u64)>, AuthorityError> {
+    let mut all: Vec<(Vec<u8>, T, u64)> = Vec::new();
+    loop {
+        let after = all.last().map(|(key, ..)| key.clone());
+        let page = store.scan(table, &[], after.as_deref(), PAGE).await?;
+        let more = page.len() == PAGE;
+        for (key, row) in page {
+            let record = decode(table, &key, &row.value)?;
+            all.push((key, record, row.revision));
+        }
+        if !more {
+            return Ok(all);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake_store::{Room, domain, draft, places};
+    use super::super::room::Authority;
+    use super::*;
+    use crate::model::{DeviceClass, EntryDraft, SecretValue};
+
+    #[tokio::test]
+    async fn duties_are_those_of_the_class_and_of_the_device_and_living() {
+        let room = Room::new().await;
+        let (server, laptop) =
+            (DeviceClass::parse("server").unwrap(), DeviceClass::parse("laptop").unwrap());
+        let ((one, _), (two, _)) = (room.device("server").await, room.device("server").await);
+        let create = async |draft: EntryDraft| {
+            room.authority.entry_create(&draft, None, room.now()).await.unwrap();
+        };
+        create(draft("/all")).await;
+        create(EntryDraft { device: Some(one), ..draft("/one") }).await;
+        create(EntryDraft { class: laptop.clone(), ..draft("/laptops") }).await;
+        let paths = |class: &DeviceClass, device| {
+            let duties = room.authority.mirror().duties(class, device);
+            let paths = duties.iter().map(|entry| entry.draft.spiffe_id.path().to_owned());
+            let mut paths: Vec<_> = paths.collect();
+            paths.sort();
+            paths
+        };
+        assert_eq!(paths(&server, &one), ["/all", "/one"]);
+        assert_eq!(paths(&server, &two), ["/all"]);
+        assert_eq!(paths(&laptop, &two), ["/laptops"]);
+        let all = domain().id("/all").unwrap();
+        room.authority.revoke(&all, false, None).await.unwrap();
+        assert_eq!(paths(&server, &one), ["/one"], "a revoked identity is no duty");
+        room.authority.revoke(&all, true, None).await.unwrap();
+        assert_eq!(paths(&server, &one), ["/all", "/one"]);
+    }
+
+    #[tokio::test]
+    async fn more_rows_than_a_page_are_all_read() {
+        let room = Room::new().await;
+        let with_path = |at: usize| draft(&format!("/w{at}"));
+        for at in 0..=PAGE {
+            room.authority.entry_create(&with_path(at), None, room.now()).await.unwrap();
+        }
+        assert_eq!(room.again().await.authority.mirror().entries().len(), PAGE + 1);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_row_stops_the_start_and_is_named() {
+        let room = Room::new().await;
+        room.device("server").await;
+        let open = async || {
+            let key = SecretValue::new(room.key.clone());
+            Authority::open(room.store.clone(), domain(), key, room.clock.clone(), places()).await
+        };
+        assert!(open().await.is_ok());
+        for table in [Table::Devices, Table::Tokens] {
+            room.store.tamper(table, |value| value[0] ^= 1);
+            let error = open().await.unwrap_err();
+            assert!(matches!(error, AuthorityError::Row { .. }), "{error}");
+            room.store.tamper(table, |value| value[0] ^= 1);
+        }
+        room.store.tamper(Table::Tokens, |value| {
+            let digest = value.windows(10).position(|at| at == b"\"digest\":\"").unwrap() + 10;
+            value[digest] = if value[digest] == b'0' { b'1' } else { b'0' };
+        });
+        let error = open().await.unwrap_err();
+        assert!(matches!(error, AuthorityError::Row { table: "tokens", .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_store_has_one_authority() {
+        let room = Room::new().await;
+        let again = Authority::create(room.store.as_ref(), &domain(), room.clock.as_ref()).await;
+        assert!(matches!(again.unwrap_err(), AuthorityError::CaExists));
+        let empty: Arc<dyn Store> = Arc::new(super::super::fake_store::FakeStore::default());
+        let key = SecretValue::new(room.key.clone());
+        let none = Authority::open(empty, domain(), key, room.clock.clone(), places()).await;
+        assert!(matches!(none.unwrap_err(), AuthorityError::CaMissing));
+    }
+
+    #[tokio::test]
+    async fn seeing_a_device_does_not_touch_the_view() {
+        let room = Room::new().await;
+        let (device, _) = room.device("server").await;
+        let mirror = room.authority.mirror();
+        let seen = DeviceRecord { last_seen: 9, ..mirror.device(&device).unwrap().clone() };
+        assert!(mirror.with(vec![Step::Device(device, seen.clone())], 9).looks_like(&mirror));
+        let ended = DeviceRecord { revoked: true, ..seen };
+        assert!(!mirror.with(vec![Step::Device(device, ended)], 9).looks_like(&mirror));
+    }
+}

@@ -1,0 +1,36 @@
+//! Identities: the CA, issuing, registration entries, devices, tokens and enrolment.
+//!
+//! The only room that signs a certificate. What it signs is built from a registration entry or a
+//! device record, never from anything that the asker says but a bare public key (invariant I10),
+//! and every certificate passes our own verifier before it leaves. Changes are committed to the
+//! store first, under the index of their grant; then the new [`View`](crate::identity::View) is
+//! put in force; then the answer goes out, so that whoever has the answer to a revocation can
+//! rely on it (I4). It never decides who may ask: a [`Grant`](crate::decision_log::Grant) says so.
+
+mod ca;
+mod devices;
+mod enroll;
+mod entries;
+mod error;
+mod guesses;
+mod issue;
+mod living_keys;
+mod mirror;
+mod own;
+mod records;
+mod restore;
+mod room;
+mod subject_key;
+mod token;
+
+#[cfg(test)]
+mod fake_store;
+#[cfg(test)]
+mod whole_tests;
+
+pub use error::AuthorityError;
+pub use own::OwnIdentity;
+pub use restore::EpochFloor;
+pub use room::{Authority, Places};
+pub use subject_key::{SubjectKey, SubjectKeyError};
+pub use token::{JoinToken, TokenError};

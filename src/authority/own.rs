@@ -1,0 +1,207 @@
+//! What a caller asks about itself: who it is, its duties, its next certificate; and the broker's
+//! own certificate. None of these takes its object from the request.
+
+use std::sync::Arc;
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use time::OffsetDateTime;
+
+use super::ca::P256Key;
+use super::error::AuthorityError;
+use super::issue::{Leaf, device_leaf};
+use super::mirror::{Mirror, Step};
+use super::records::DeviceRecord;
+use super::room::Authority;
+use super::subject_key::SubjectKey;
+use crate::decision_log::{Authority as ForAuthority, Grant};
+use crate::identity::{Caller, CallerKind, Task};
+use crate::model::limits::{
+    AGENT_TTL, LAST_SEEN_STEP, OPERATOR_RENEW, OPERATOR_TTL, REENROLL_WINDOW, SVID_TTL,
+};
+use crate::model::{
+    Answer, Ask, Code, DeviceId, Failure, Moment, Reason, Released, SpiffeId, rfc3339,
+};
+use rcgen::PublicKeyData;
+
+/// A certificate chain with its key, for a TLS end of ours. No `Debug`: it holds a key.
+pub struct OwnIdentity {
+    /// Leaf first; the root stands last, because the enrolment port must show it.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The key, PKCS#8.
+    pub key: PrivateKeyDer<'static>,
+    /// End of the leaf.
+    pub until: OffsetDateTime,
+}
+
+impl Authority {
+    /// The broker's TLS identity `/doorward/broker`, with a fresh key; only for a grant of
+    /// [`Task::OwnIdentity`] (`renew`, asked by the broker).
+    ///
+    /// # Errors
+    /// When the grant is another one, or the authority can't sign now.
+    pub fn own_identity(&self, grant: Grant<ForAuthority>) -> Result<OwnIdentity, Failure> {
+        match (grant.caller().kind(), grant.ask().as_ref()) {
+            (CallerKind::Broker(Task::OwnIdentity), Ask::Renew {}) => self.broker(grant.now()),
+            _ => Err(Failure::new(Code::Denied, Reason::Invalid)),
+        }
+    }
+
+    pub(super) fn broker(&self, now: Moment) -> Result<OwnIdentity, Failure> {
+        let key = P256Key::generate()?;
+        let spki = key.subject_public_key_info();
+        let subject = SubjectKey::parse(&spki)
+            .map_err(|_| AuthorityError::Crypto("making the broker's key"))?;
+        let leaf = Leaf { id: self.id("/doorward/broker")?, extension: None, ttl: SVID_TTL };
+        if !self.bind(&leaf, &subject, now) {
+            return Err(AuthorityError::Crypto("making a key that nobody has").into());
+        }
+        let minted = self.mint(&leaf, &subject, now)?;
+        let pkcs8 = key.pkcs8()?;
+        Ok(OwnIdentity {
+            chain: vec![minted.leaf, self.ca.root().clone()],
+            key: PrivatePkcs8KeyDer::from(pkcs8.expose().to_vec()).into(),
+            until: minted.until,
+        })
+    }
+
+    /// Who the broker sees. The posture is filled in by the line, which judged it.
+    pub(super) fn whoami(&self, caller: &Caller) -> Released {
+        Released::head(Answer::Identity {
+            spiffe_id: caller.id().clone(),
+            device: caller.device().copied(),
+            class: caller.class().cloned(),
+            until: caller.not_after().map(rfc3339).unwrap_or_default(),
+            posture: String::new(),
+        })
+    }
+
+    /// The living entries of the caller's own device.
+    pub(super) fn duties(&self, caller: &Caller) -> Result<Released, Failure> {
+        let (CallerKind::Agent, Some(device), Some(class)) =
+            (caller.kind(), caller.device(), caller.class())
+        else {
+            return Err(Failure::invalid("only a device's agent has duties"));
+        };
+        let mirror = self.mirror();
+        let items = mirror.duties(class, device);
+        Ok(Released::head(Answer::Entries { items, revision: mirror.entries_revision }))
+    }
+
+    /// A new certificate for the caller's own identity and the key that its handshake proved.
+    pub(super) async fn renew(
+        &self,
+        caller: &Caller,
+        under: Option<u64>,
+        now: Moment,
+    ) -> Result<Released, Failure> {
+        match caller.kind() {
+            CallerKind::Agent | CallerKind::Operator => {}
+            CallerKind::Broker(Task::Retention) => return self.forget_ended(under, now).await,
+            _ => {
+                let hint = "a workload's certificate is renewed by its agent, with a fresh key";
+                return Err(Failure::invalid(hint));
+            }
+        }
+        let (Some(device), Some(spki)) = (caller.device(), caller.spki()) else {
+            return Err(Failure::new(Code::Denied, Reason::IdentityUnknown));
+        };
+        let key = SubjectKey::parse(spki).map_err(|error| Failure::invalid(error.to_string()))?;
+        self.again(device, &key, under, now).await
+    }
+
+    /// The next certificate of a device that is known by its key.
+    pub(super) async fn again(
+        &self,
+        device: &DeviceId,
+        key: &SubjectKey,
+        under: Option<u64>,
+        now: Moment,
+    ) -> Result<Released, Failure> {
+        self.ca.ready(now)?;
+        let (_, record) = self.change(under, |mirror| see(mirror, device, key, now)).await?;
+        self.device_certificate(*device, &record, key, now)
+    }
+
+    /// A device's own certificate, at the record's epoch.
+    pub(super) fn device_certificate(
+        &self,
+        device: DeviceId,
+        record: &DeviceRecord,
+        key: &SubjectKey,
+        now: Moment,
+    ) -> Result<Released, Failure> {
+        let (id, ttl) = match &record.operator {
+            Some(name) => (self.id(&format!("/doorward/operator/{name}"))?, OPERATOR_TTL),
+            None => (self.id(&format!("/doorward/agent/{device}"))?, AGENT_TTL),
+        };
+        let leaf = device_leaf(id.clone(), device, record, ttl);
+        if !self.bind(&leaf, key, now) {
+            return Err(Failure::conflict("this key serves another identity; make a fresh one"));
+        }
+        let minted = self.mint(&leaf, key, now)?;
+        Ok(Released::head(self.certificate(id, &minted)))
+    }
+
+    /// An ID of our own domain.
+    pub(super) fn id(&self, path: &str) -> Result<SpiffeId, Failure> {
+        self.domain.id(path).map_err(|error| Failure::invalid(format!("{path}: {error}")))
+    }
+}
+
+/// Judges a known device that asks for its next certificate, and notes that it was seen.
+fn see(
+    mirror: &Mirror,
+    device: &DeviceId,
+    key: &SubjectKey,
+    now: Moment,
+) -> Result<(Vec<Step>, Arc<DeviceRecord>), Failure> {
+    let known = mirror.device(device).filter(|record| record.key == key.digest());
+    let Some(record) = known else {
+        let hint = "no device has this key; enrol with a join token".to_owned();
+        let failure = Failure::new(Code::Denied, Reason::IdentityUnknown);
+        return Err(Failure { hint: Some(hint), ..failure });
+    };
+    if record.revoked {
+        let hint = "this device is revoked; enrol it with a fresh key and a new join token";
+        let failure = Failure::new(Code::Denied, Reason::Revoked);
+        return Err(Failure { hint: Some(hint.to_owned()), ..failure });
+    }
+    let (since, window, hint) = if record.class.is_person() {
+        let hint = "this login has ended; ask for a new token and run `doorward login` again";
+        (record.enrolled, OPERATOR_RENEW, hint)
+    } else {
+        let hint = "this device was away for too long; enrol it again with a new join token";
+        (record.last_seen, REENROLL_WINDOW, hint)
+    };
+    let away = now.unix_s().saturating_sub(since);
+    if away > i64::try_from(window.as_secs()).unwrap_or(i64::MAX) {
+        return Err(Failure::invalid(hint));
+    }
+    let mut seen = record.clone();
+    let unseen = now.unix_s().saturating_sub(record.last_seen);
+    if unseen < i64::try_from(LAST_SEEN_STEP.as_secs()).unwrap_or(i64::MAX) {
+        return Ok((Vec::new(), Arc::new(seen)));
+    }
+    seen.last_seen = now.unix_s();
+    Ok((vec![Step::Device(*device, seen.clone())], Arc::new(seen)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake_store::{Room, fresh_key};
+    use super::*;
+
+    /// A device whose id is not its key's digest, as one with a TPM will be.
+    #[tokio::test]
+    async fn a_device_is_known_by_the_key_of_its_record_and_not_by_its_id() {
+        let room = Room::new().await;
+        let (device, key) = room.device("server").await;
+        let mirror = room.authority.mirror();
+        assert!(see(&mirror, &device, &key, room.now()).is_ok());
+        let record = mirror.device(&device).unwrap().clone();
+        let other = DeviceRecord { key: fresh_key().digest(), ..record };
+        let mirror = mirror.with(vec![Step::Device(device, other)], 9);
+        let failure = see(&mirror, &device, &key, room.now()).unwrap_err();
+        assert_eq!((failure.code, failure.reason), (Code::Denied, Reason::IdentityUnknown));
+    }
+}

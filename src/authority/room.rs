@@ -1,0 +1,290 @@
+//! The room's one shared part: what it holds, how it changes, and who carries out which ask.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Mutex;
+
+use super::ca::Ca;
+use super::error::AuthorityError;
+use super::guesses::Guesses;
+use super::living_keys::LivingKeys;
+use super::mirror::{Mirror, Step};
+use super::records::{CA_KEY, CaRecord, decode, encode};
+use crate::decision_log::{Authority as ForAuthority, Grant};
+use crate::identity::{Bundle, Caller, Identity, View};
+use crate::model::{
+    Answer, Ask, Clock, Code, Digest, Failure, Moment, Reason, Released, SecretValue, Target,
+    TrustDomain, limits,
+};
+use crate::store::{Expect, Store, StoreError, Table, Txn, Write};
+
+/// Addresses that go into join tokens, each `host:port` as devices reach it.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Of the broker.
+    pub broker: String,
+    /// Of the enrolment port.
+    pub enrolment: String,
+}
+
+/// Whether the mirror may be behind the store: the outcome of a commit is not known.
+#[derive(Debug, Default)]
+struct Writing {
+    stale: bool,
+}
+
+/// The authority of one trust domain.
+pub struct Authority {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) domain: TrustDomain,
+    pub(super) ca: Ca,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) places: Places,
+    pub(super) identity: Arc<Identity>,
+    pub(super) living_keys: LivingKeys,
+    pub(super) guesses: Guesses,
+    root: Digest,
+    bundles: Arc<HashMap<TrustDomain, Bundle>>,
+    own_issuers: Arc<HashSet<Digest>>,
+    mirror: ArcSwap<Mirror>,
+    writing: Mutex<Writing>,
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("domain", &self.domain)
+            .field("root", &self.root)
+            .field("places", &self.places)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Makes the CA: a P-256 key and its self-signed root for a year. The root goes into the store;
+    /// the key comes back as PKCS#8 (DER) for the caller to seal, and is nowhere else.
+    ///
+    /// # Errors
+    /// When the store holds one already, or fails.
+    pub async fn create(
+        store: &dyn Store,
+        domain: &TrustDomain,
+        clock: &dyn Clock,
+    ) -> Result<SecretValue, AuthorityError> {
+        let (record, key) = Ca::create(domain, clock.now())?;
+        let (table, row) = (Table::Authority, CA_KEY.to_vec());
+        let txn = Txn {
+            expects: vec![Expect { table, key: row.clone(), revision: None }],
+            writes: vec![Write { table, key: row, value: Some(encode(&record)?) }],
+            under: None,
+        };
+        match store.commit(txn).await {
+            Ok(_) => Ok(key),
+            Err(StoreError::Conflict) => Err(AuthorityError::CaExists),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens the authority of `domain` with its unsealed key, reads all devices, entries and
+    /// tokens, and starts a new [`Identity`] with them.
+    ///
+    /// # Errors
+    /// When there is no CA, the key or the domain is another one, or a row does not read back.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        domain: TrustDomain,
+        ca_key: SecretValue,
+        clock: Arc<dyn Clock>,
+        places: Places,
+    ) -> Result<(Self, Arc<Identity>), AuthorityError> {
+        let row = store.get(Table::Authority, CA_KEY).await?;
+        let row = row.ok_or(AuthorityError::CaMissing)?;
+        let record: CaRecord = decode(Table::Authority, CA_KEY, &row.value)?;
+        let ca = Ca::open(&record, &ca_key, &domain, clock.now())?;
+        let mirror = Mirror::load(store.as_ref()).await?;
+        let bundle = Bundle { roots: vec![ca.root().clone()] };
+        let bundles = Arc::new(HashMap::from([(domain.clone(), bundle)]));
+        let own_issuers = Arc::new(HashSet::from([ca.key()]));
+        let view = view(&domain, &bundles, &own_issuers, &mirror);
+        let identity = Arc::new(Identity::new(view));
+        let authority = Self {
+            root: Digest::of(ca.root()),
+            identity: identity.clone(),
+            mirror: ArcSwap::from_pointee(mirror),
+            writing: Mutex::default(),
+            living_keys: LivingKeys::default(),
+            guesses: Guesses::default(),
+            store,
+            domain,
+            ca,
+            clock,
+            places,
+            bundles,
+            own_issuers,
+        };
+        Ok((authority, identity))
+    }
+
+    /// What an ask of [`Kind::Authority`](crate::model::Kind) is about, as it stands now. An entry
+    /// that gives another SPIFFE ID than the ask says is absent.
+    ///
+    /// # Errors
+    /// None today; an engine that reads at this point may fail.
+    pub async fn locate(&self, ask: &Ask) -> Result<Target, AuthorityError> {
+        let (id, spiffe_id) = match ask {
+            Ask::Issue { entry, spiffe_id, .. } => (entry, spiffe_id),
+            Ask::EntryDelete { id, spiffe_id } => (id, spiffe_id),
+            _ => return Ok(Target::Itself),
+        };
+        let mirror = self.mirror();
+        let record = mirror.entry(id).filter(|it| it.entry.draft.spiffe_id == *spiffe_id);
+        Ok(match record {
+            Some(record) => Target::Entry { id: *id, epoch: record.entry.epoch },
+            None => Target::Absent,
+        })
+    }
+
+    /// Carries out what was granted. `body` is read for `enroll` only.
+    ///
+    /// # Errors
+    /// What stands in the way, in a form that the caller, who was allowed, may see.
+    pub async fn carry_out(
+        &self,
+        grant: Grant<ForAuthority>,
+        body: SecretValue,
+    ) -> Result<Released, Failure> {
+        let (caller, ask) = (grant.caller().clone(), grant.ask().clone());
+        self.act(&caller, &ask, grant.target(), grant.index(), grant.now(), body).await
+    }
+
+    /// SHA-256 of the root certificate (DER).
+    pub fn root_digest(&self) -> Digest {
+        self.root
+    }
+
+    /// The root certificate, its first and last second: what is alarmed about in time.
+    pub fn root_life(&self) -> (time::OffsetDateTime, time::OffsetDateTime) {
+        self.ca.life()
+    }
+
+    /// From this moment on, time counts as right: nothing is signed once the wall clock has
+    /// stepped by more than 5 minutes against the boot clock, until this is called again.
+    pub fn trust_clock(&self, now: Moment) {
+        self.ca.trust_clock(now);
+    }
+
+    /// Life of a workload's certificate whose entry says nothing.
+    pub fn svid_ttl() -> Duration {
+        limits::SVID_TTL
+    }
+
+    /// The unpacked form of [`Self::carry_out`].
+    pub(super) async fn act(
+        &self,
+        caller: &Caller,
+        ask: &Ask,
+        target: &Target,
+        index: u64,
+        now: Moment,
+        body: SecretValue,
+    ) -> Result<Released, Failure> {
+        let under = Some(index);
+        match ask {
+            Ask::Whoami {} => Ok(self.whoami(caller)),
+            Ask::Renew {} => self.renew(caller, under, now).await,
+            Ask::Duties {} => self.duties(caller),
+            Ask::Enroll { name } => self.enroll(caller, name, &body, under, now).await,
+            Ask::Issue { .. } => self.issue(caller, ask, target, now),
+            Ask::TokenCreate { class, ttl_s } => self.token_create(class, *ttl_s, under, now).await,
+            Ask::OperatorAdd { name } => self.operator_add(name, under, now).await,
+            Ask::OperatorRemove { name } => self.operator_remove(name, under).await,
+            Ask::DeviceList {} => Ok(self.device_list()),
+            Ask::DeviceShow { class, id } => self.device_show(class, id),
+            Ask::DeviceRevoke { class, id } => self.device_revoke(class, id, under).await,
+            Ask::EntryCreate { entry } => self.entry_create(entry, under, now).await,
+            Ask::EntryList {} => Ok(self.entry_list()),
+            Ask::EntryDelete { .. } => self.entry_delete(target, under).await,
+            Ask::Revoke { spiffe_id, resume } => self.revoke(spiffe_id, *resume, under).await,
+            _ => Err(Failure::new(Code::Internal, Reason::Invalid)),
+        }
+    }
+
+    /// What the store holds, as of the last commit.
+    pub(super) fn mirror(&self) -> Arc<Mirror> {
+        self.mirror.load_full()
+    }
+
+    /// Makes a change. `plan` says, from the rows as they stand, which ones to write, or why not;
+    /// it may be asked again when another broker was faster. The order is what I4 stands on: the
+    /// commit, then the view, then the answer. A commit whose outcome is not known makes the next
+    /// change read everything anew.
+    pub(super) async fn change<T>(
+        &self,
+        under: Option<u64>,
+        plan: impl Fn(&Mirror) -> Result<(Vec<Step>, T), Failure>,
+    ) -> Result<(u64, T), AuthorityError> {
+        let mut writing = self.writing.lock().await;
+        for _ in 0..2 {
+            if writing.stale {
+                self.publish(Mirror::load(self.store.as_ref()).await?);
+                writing.stale = false;
+            }
+            let mirror = self.mirror();
+            let (steps, value) = plan(&mirror)?;
+            if steps.is_empty() {
+                return Ok((mirror.revision, value));
+            }
+            let txn = mirror.txn(&steps, under)?;
+            writing.stale = true;
+            match self.store.commit(txn).await {
+                Ok(revision) => {
+                    self.publish(mirror.with(steps, revision));
+                    writing.stale = false;
+                    return Ok((revision, value));
+                }
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Failure::new(Code::Unavailable, Reason::Changed).into())
+    }
+
+    /// As [`Self::change`], answered with the revision.
+    pub(super) async fn change_done(
+        &self,
+        under: Option<u64>,
+        plan: impl Fn(&Mirror) -> Result<Vec<Step>, Failure>,
+    ) -> Result<Released, Failure> {
+        let (revision, ()) = self.change(under, |mirror| Ok((plan(mirror)?, ()))).await?;
+        Ok(Released::head(Answer::Done { revision }))
+    }
+
+    fn publish(&self, mirror: Mirror) {
+        if !mirror.looks_like(&self.mirror()) {
+            let view = view(&self.domain, &self.bundles, &self.own_issuers, &mirror);
+            self.identity.install(view);
+        }
+        self.mirror.store(Arc::new(mirror));
+    }
+}
+
+/// The picture that identity judges by. No foreign trust domain is in it (I11).
+fn view(
+    domain: &TrustDomain,
+    bundles: &Arc<HashMap<TrustDomain, Bundle>>,
+    own_issuers: &Arc<HashSet<Digest>>,
+    mirror: &Mirror,
+) -> View {
+    View {
+        trust_domain: domain.clone(),
+        bundles: bundles.clone(),
+        own_issuers: own_issuers.clone(),
+        devices: mirror.device_statuses().clone(),
+        entries: mirror.entry_statuses().clone(),
+        denied: Arc::default(),
+    }
+}
