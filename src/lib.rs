@@ -1,4 +1,5 @@
 //! Doorward: the map of the house. See docs/ARCHITECTURE.md.
+pub mod agent;
 pub mod authority;
 pub mod decision_log;
 pub mod identity;

@@ -1,0 +1,206 @@
+//! Which identity an attested process gets: the entries for this device, matched against facts.
+//!
+//! A pure choice. Several that fit and none marked as the default is an answer of its own: the
+//! agent never guesses which one a process means. The broker judges the choice again when it
+//! issues.
+
+use crate::model::{Entry, EntryId, SpiffeId, WorkloadFacts};
+
+/// The entries for this device, as the broker last told.
+#[derive(Debug, Clone, Default)]
+pub struct Duties {
+    /// Them.
+    pub entries: Vec<Entry>,
+    /// The store's revision that they stood at.
+    pub revision: u64,
+}
+
+/// An entry that a process would get but for these selectors. For the operator, never for the
+/// process: it would tell how to become another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nearest {
+    /// The entry.
+    pub entry: EntryId,
+    /// What it would give.
+    pub spiffe_id: SpiffeId,
+    /// The selectors that the process does not show.
+    pub missing: Vec<String>,
+}
+
+/// Why a process gets no identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unmatched {
+    /// No entry fits (or none that gives the identity asked for).
+    Nobody {
+        /// The entry that misses least.
+        nearest: Option<Nearest>,
+    },
+    /// Several fit, and none is the default.
+    Several {
+        /// The identities that the process may name.
+        choices: Vec<SpiffeId>,
+    },
+}
+
+impl Duties {
+    /// The entry for a process; `wanted` is the identity that it asks for, if it names one.
+    ///
+    /// # Errors
+    /// When none fits, or when several do and none is the default.
+    pub fn choose(
+        &self,
+        facts: &WorkloadFacts,
+        wanted: Option<&SpiffeId>,
+    ) -> Result<&Entry, Unmatched> {
+        let mut fitting: Vec<&Entry> = self
+            .sound()
+            .filter(|entry| wanted.is_none_or(|id| entry.draft.spiffe_id == *id))
+            .filter(|entry| entry.missing(facts).is_empty())
+            .collect();
+        fitting.sort_by_key(|entry| entry.id);
+        if fitting.is_empty() {
+            return Err(Unmatched::Nobody { nearest: self.nearest(facts, wanted) });
+        }
+        let defaults: Vec<&Entry> =
+            fitting.iter().copied().filter(|entry| entry.draft.default).collect();
+        one_identity(&fitting).or_else(|| one_identity(&defaults)).ok_or_else(|| {
+            let among = if defaults.is_empty() { &fitting } else { &defaults };
+            let mut choices: Vec<SpiffeId> =
+                among.iter().map(|entry| entry.draft.spiffe_id.clone()).collect();
+            choices.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+            choices.dedup();
+            Unmatched::Several { choices }
+        })
+    }
+
+    /// Entries that keep every rule; one that does not (an executable's hash alone, a path of
+    /// Doorward's own) gives nobody anything, whoever wrote it.
+    fn sound(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.draft.check().is_ok())
+    }
+
+    fn nearest(&self, facts: &WorkloadFacts, wanted: Option<&SpiffeId>) -> Option<Nearest> {
+        self.sound()
+            .filter(|entry| wanted.is_none_or(|id| entry.draft.spiffe_id == *id))
+            .map(|entry| (entry.missing(facts), entry))
+            .filter(|(missing, _)| !missing.is_empty())
+            .min_by_key(|(missing, entry)| (missing.len(), entry.id))
+            .map(|(missing, entry)| Nearest {
+                entry: entry.id,
+                spiffe_id: entry.draft.spiffe_id.clone(),
+                missing: missing.iter().map(ToString::to_string).collect(),
+            })
+    }
+}
+
+/// The first entry, if all of them give the same identity.
+fn one_identity<'a>(entries: &[&'a Entry]) -> Option<&'a Entry> {
+    let (first, rest) = entries.split_first()?;
+    let same = |entry: &&Entry| entry.draft.spiffe_id == first.draft.spiffe_id;
+    rest.iter().all(same).then_some(*first)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::model::{DeviceClass, Digest, EntryDraft, Selector};
+
+    fn facts() -> WorkloadFacts {
+        WorkloadFacts {
+            pid: 7,
+            start_ticks: 99,
+            uid: 1000,
+            gid: 1000,
+            path: Some("/usr/bin/api".into()),
+            exe_sha256: None,
+            unit: Some("api.service".into()),
+            pinned: true,
+        }
+    }
+
+    fn id(path: &str) -> SpiffeId {
+        SpiffeId::parse(&format!("spiffe://corp.example{path}")).unwrap()
+    }
+
+    fn entry(n: u128, path: &str, default: bool, selectors: Vec<Selector>) -> Entry {
+        let draft = EntryDraft {
+            spiffe_id: id(path),
+            class: DeviceClass::parse("server").unwrap(),
+            device: None,
+            selectors,
+            ttl_s: None,
+            default,
+        };
+        let created = "2026-11-23T00:00:00Z".into();
+        Entry { id: EntryId(Uuid::from_u128(n)), draft, epoch: 0, created }
+    }
+
+    fn duties(entries: Vec<Entry>) -> Duties {
+        Duties { entries, revision: 1 }
+    }
+
+    #[test]
+    fn all_selectors_must_hold_and_unknown_facts_match_nothing() {
+        let sha = Selector::ExeSha256(Digest([0; 32]));
+        let duties = duties(vec![
+            entry(1, "/other", false, vec![Selector::Uid(7), Selector::Gid(8)]),
+            entry(2, "/api", false, vec![Selector::Uid(1000), sha.clone()]),
+        ]);
+        let nearest = Nearest {
+            entry: EntryId(Uuid::from_u128(2)),
+            spiffe_id: id("/api"),
+            missing: vec![sha.to_string()],
+        };
+        let nobody = Unmatched::Nobody { nearest: Some(nearest) };
+        assert_eq!(duties.choose(&facts(), None), Err(nobody));
+
+        let mut known = facts();
+        known.exe_sha256 = Some(Digest([0; 32]));
+        assert_eq!(duties.choose(&known, None).unwrap().draft.spiffe_id, id("/api"));
+    }
+
+    #[test]
+    fn several_need_a_name_or_a_default() {
+        let uid = || vec![Selector::Uid(1000)];
+        let mut all = vec![entry(1, "/b", false, uid()), entry(2, "/a", false, uid())];
+        let several = Unmatched::Several { choices: vec![id("/a"), id("/b")] };
+        assert_eq!(duties(all.clone()).choose(&facts(), None), Err(several));
+        let named = duties(all.clone());
+        assert_eq!(named.choose(&facts(), Some(&id("/a"))).unwrap().draft.spiffe_id, id("/a"));
+        let stranger = named.choose(&facts(), Some(&id("/c")));
+        assert_eq!(stranger, Err(Unmatched::Nobody { nearest: None }));
+
+        all.push(entry(3, "/c", true, uid()));
+        assert_eq!(duties(all.clone()).choose(&facts(), None).unwrap().draft.spiffe_id, id("/c"));
+        all.push(entry(4, "/d", true, uid()));
+        let several = Unmatched::Several { choices: vec![id("/c"), id("/d")] };
+        assert_eq!(duties(all).choose(&facts(), None), Err(several));
+    }
+
+    #[test]
+    fn two_entries_for_one_identity_are_no_question() {
+        let both = duties(vec![
+            entry(2, "/api", false, vec![Selector::Uid(1000)]),
+            entry(1, "/api", false, vec![Selector::Unit("api.service".into())]),
+        ]);
+        assert_eq!(both.choose(&facts(), None).unwrap().id, EntryId(Uuid::from_u128(1)));
+    }
+
+    #[test]
+    fn an_unsound_entry_gives_nobody_anything() {
+        let path = Selector::Path("/usr/bin/api".into());
+        let sound = duties(vec![entry(1, "/api", true, vec![path.clone(), Selector::Uid(1000)])]);
+        assert!(sound.choose(&facts(), None).is_ok());
+        for unsound in [
+            entry(1, "/api", true, vec![]),
+            entry(1, "/api", true, vec![path]),
+            entry(1, "/doorward/broker", true, vec![Selector::Uid(1000)]),
+        ] {
+            let duties = duties(vec![unsound]);
+            let nobody = Unmatched::Nobody { nearest: None };
+            assert_eq!(duties.choose(&facts(), None), Err(nobody));
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! One local connection: bytes, and the proof that they come from the process that connected.
+//!
+//! The kernel writes the sender of each message beside it (`SO_PASSCRED`); a message of another
+//! process than the one that connected ends the connection. So a socket that was handed on, or is
+//! shared with a child, asks for nobody. Descriptors that somebody sends along are never taken.
+//! Bytes that arrive without an answer in between are bounded, and so is silence.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, Sleep};
+
+use super::super::attest::{AttestError, Attested, PeerProcess};
+use super::super::exe::ExeDigests;
+use super::listener::{LocalListener, Place};
+
+/// A batch of 128 names of 512 bytes with its headers, twice over.
+const READ_MAX: usize = 192 * 1024;
+/// A connection that neither sends nor takes anything is closed after this.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Attestation of one request; a file system that hangs must not hold it for ever.
+const ATTEST_MAX: Duration = Duration::from_secs(10);
+
+/// The bytes of one connection.
+pub(in crate::agent) struct LocalStream {
+    stream: UnixStream,
+    sender: (u32, u32),
+    unanswered: usize,
+    idle: Pin<Box<Sleep>>,
+    _place: Place,
+}
+
+impl LocalStream {
+    pub(super) fn new(stream: UnixStream, pid: u32, uid: u32, place: Place) -> Self {
+        let idle = Box::pin(tokio::time::sleep(IDLE_MAX));
+        Self { stream, sender: (pid, uid), unanswered: 0, idle, _place: place }
+    }
+
+    fn stir(&mut self) {
+        self.idle.as_mut().reset(Instant::now() + IDLE_MAX);
+    }
+
+    fn wrote(&mut self, result: &Poll<io::Result<usize>>) {
+        if matches!(result, Poll::Ready(Ok(_))) {
+            self.unanswered = 0;
+            self.stir();
+        }
+    }
+}
+
+/// Reads once; refuses bytes of any other process than `sender` (pid, uid).
+fn receive(stream: &UnixStream, into: &mut [u8], sender: (u32, u32)) -> io::Result<usize> {
+    // Room for the credentials and nothing else: descriptors sent along don't fit, and the kernel
+    // closes them and marks the message as cut.
+    let mut beside = nix::cmsg_space!(UnixCredentials);
+    let mut parts = [IoSliceMut::new(into)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut beside), flags)?;
+    if message.bytes == 0 {
+        return Ok(0);
+    }
+    let told = message.cmsgs()?.find_map(|beside| match beside {
+        ControlMessageOwned::ScmCredentials(who) => {
+            u32::try_from(who.pid()).ok().map(|pid| (pid, who.uid()))
+        }
+        _ => None,
+    });
+    if told != Some(sender) {
+        tracing::warn!(connected = sender.0, "another process wrote on a local connection");
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(message.bytes)
+}
+
+impl AsyncRead for LocalStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if this.stream.poll_read_ready(cx)?.is_pending() {
+                ready!(this.idle.as_mut().poll(cx));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            let into = buf.initialize_unfilled();
+            let sender = this.sender;
+            let stream = &this.stream;
+            match stream.try_io(Interest::READABLE, || receive(stream, into, sender)) {
+                Ok(read) => {
+                    buf.advance(read);
+                    this.unanswered = this.unanswered.saturating_add(read);
+                    this.stir();
+                    let over = this.unanswered > READ_MAX;
+                    let fault = || Err(io::ErrorKind::FileTooLarge.into());
+                    return Poll::Ready(if over { fault() } else { Ok(()) });
+                }
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                Err(why) => return Poll::Ready(Err(why)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for LocalStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(&result);
+        result
+    }
+
+    /// Yes: so values go out from where they are, and no second copy of them is made.
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+enum State {
+    /// Pinned at accept, not looked at yet.
+    Pinned(PeerProcess),
+    /// Looked at, and to be looked at again on each request.
+    Known(Arc<Attested>),
+    /// It was somebody else once, or could not be told: for good.
+    Refused,
+}
+
+/// Who is at the other end of one connection.
+#[derive(Clone)]
+pub(in crate::agent) struct Visitor(Arc<Mutex<State>>);
+
+impl Visitor {
+    pub(super) fn new(process: PeerProcess) -> Self {
+        Self(Arc::new(Mutex::new(State::Pinned(process))))
+    }
+
+    /// Attests the process: in full the first time, and on each later request that it is still the
+    /// same. What failed once fails for good on this connection.
+    pub(super) async fn attested(
+        &self,
+        digests: &Arc<ExeDigests>,
+    ) -> Result<Arc<Attested>, AttestError> {
+        let mut state = self.0.lock().await;
+        let before = std::mem::replace(&mut *state, State::Refused);
+        let digests = digests.clone();
+        let looking = tokio::task::spawn_blocking(move || match before {
+            State::Pinned(process) => process.attest(&digests).map(Arc::new),
+            State::Known(who) => who.still_same().map(|()| who),
+            State::Refused => Err(AttestError::Changed),
+        });
+        match tokio::time::timeout(ATTEST_MAX, looking).await {
+            Ok(Ok(Ok(who))) => {
+                *state = State::Known(who.clone());
+                Ok(who)
+            }
+            Ok(Ok(Err(why))) => Err(why),
+            Ok(Err(_)) | Err(_) => Err(AttestError::Gone),
+        }
+    }
+}
+
+impl std::fmt::Debug for Visitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Visitor")
+    }
+}
+
+impl Connected<IncomingStream<'_, LocalListener>> for Visitor {
+    fn connect_info(stream: IncomingStream<'_, LocalListener>) -> Self {
+        stream.remote_addr().clone()
+    }
+}

@@ -1,0 +1,460 @@
+//! The agent's keys: the device's own, in a file that only the agent's user can read, and those of
+//! workloads, in memory only.
+//!
+//! A key file with loose modes, of another owner, behind a symlink or with a second link is refused
+//! rather than mended: somebody else may have read it already. No key is ever written anywhere but
+//! into that one file. Certificates are built here (and in `authority`) only, and only the
+//! applicant's self-signed one: nothing of it but its key counts at the other end.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::{fmt, io};
+
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
+};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+
+use crate::model::DeviceId;
+
+/// The device key's file; credentials of the same directory name the same file.
+const FILE: &str = "key.pem";
+/// A P-256 key in PKCS#8 PEM is about 250 bytes.
+const FILE_MAX: usize = 4096;
+/// The same, as readers count.
+const FILE_MAX_U64: u64 = 4096;
+const BEGIN: &str = "-----BEGIN PRIVATE KEY-----\n";
+const END: &str = "-----END PRIVATE KEY-----\n";
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file system refused.
+    #[error("can't {what} {}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Not a plain file or directory: a symlink, a device, a second hard link.
+    #[error("{} is not a plain {kind}: replace it by one of your own", path.display())]
+    Shape {
+        /// Where.
+        path: PathBuf,
+        /// What was expected.
+        kind: &'static str,
+    },
+    /// Somebody else owns it.
+    #[error("{} belongs to uid {owner}, not to the agent's uid: move it away", path.display())]
+    Foreign {
+        /// Where.
+        path: PathBuf,
+        /// Whose.
+        owner: u32,
+    },
+    /// Others may read or write it.
+    #[error("{} has mode {mode:04o}: others can read it; make a new key", path.display())]
+    Loose {
+        /// Where.
+        path: PathBuf,
+        /// The permission bits.
+        mode: u32,
+    },
+    /// The file holds something else.
+    #[error("{} holds no P-256 private key in PKCS#8 PEM", path.display())]
+    Content {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Another process holds the directory.
+    #[error("{} is in use by another agent: stop that one first", path.display())]
+    Busy {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The crypto library refused; nothing that an operator can mend.
+    #[error("the crypto library could not {0}")]
+    Crypto(&'static str),
+}
+
+/// One P-256 key pair with its PKCS#8 form, wiped on drop.
+struct Pair {
+    signer: EcdsaKeyPair,
+    pkcs8: Zeroizing<Vec<u8>>,
+    spki: Box<[u8]>,
+}
+
+impl Pair {
+    fn generate() -> Result<Self, KeyError> {
+        let document =
+            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
+                .map_err(|_| KeyError::Crypto("make a key"))?;
+        Self::of_pkcs8(Zeroizing::new(document.as_ref().to_vec()))
+            .ok_or(KeyError::Crypto("read back its own key"))
+    }
+
+    fn of_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Option<Self> {
+        let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pkcs8).ok()?;
+        let spki: PublicKeyX509Der<'_> = signer.public_key().as_der().ok()?;
+        let spki = Box::from(spki.as_ref());
+        Some(Self { signer, pkcs8, spki })
+    }
+
+    fn private(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.to_vec()))
+    }
+}
+
+/// The device's key: what the device *is* to the broker. Lives in one 0600 file.
+pub struct DeviceKey(Pair);
+
+impl DeviceKey {
+    /// The key in `dir`, made there first if there is none. The directory is made with mode 0700 if
+    /// it is missing; if it is there, it must be the agent's own and closed to others.
+    ///
+    /// # Errors
+    /// When directory or file are not what only the agent can read, or hold something else.
+    pub fn load_or_create(dir: &Path) -> Result<Self, KeyError> {
+        make_dir(dir)?;
+        let path = dir.join(FILE);
+        let opened = File::open(dir).map_err(|source| KeyError::Io {
+            what: "open",
+            path: dir.into(),
+            source,
+        })?;
+        opened.try_lock().map_err(|_| KeyError::Busy { path: dir.into() })?; // to the end of this
+        match Self::load(&path) {
+            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+        let pair = Pair::generate()?;
+        write_new(&opened, &path, &pem_of(&pair.pkcs8))?;
+        Ok(Self(pair))
+    }
+
+    /// The key that stands in `dir`.
+    ///
+    /// # Errors
+    /// As [`DeviceKey::load_or_create`], and when there is none.
+    pub fn open(dir: &Path) -> Result<Self, KeyError> {
+        check_dir(dir)?;
+        Self::load(&dir.join(FILE))
+    }
+
+    fn load(path: &Path) -> Result<Self, KeyError> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|source| match source.raw_os_error() {
+                Some(libc::ELOOP) => KeyError::Shape { path: path.into(), kind: "file" },
+                _ => KeyError::Io { what: "open", path: path.into(), source },
+            })?;
+        check_own(&file, path, "file")?;
+        let mut text = Zeroizing::new(Vec::with_capacity(FILE_MAX));
+        Read::take(&mut file, FILE_MAX_U64)
+            .read_to_end(&mut text)
+            .map_err(|source| KeyError::Io { what: "read", path: path.into(), source })?;
+        PrivatePkcs8KeyDer::from_pem_slice(&text)
+            .ok()
+            .and_then(|der| Pair::of_pkcs8(Zeroizing::new(der.secret_pkcs8_der().to_vec())))
+            .map(Self)
+            .ok_or_else(|| KeyError::Content { path: path.into() })
+    }
+
+    /// The public key as SubjectPublicKeyInfo (DER).
+    pub fn spki(&self) -> &[u8] {
+        &self.0.spki
+    }
+
+    /// The device's id: the digest of the public key.
+    pub fn id(&self) -> DeviceId {
+        DeviceId::of_key(self.spki())
+    }
+
+    /// Signs with ECDSA P-256 and SHA-256: `r || s`, 64 bytes (the form of JOSE's ES256).
+    ///
+    /// # Errors
+    /// When the crypto library refuses.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        self.0
+            .signer
+            .sign(&SystemRandom::new(), message)
+            .map(|signature| signature.as_ref().to_vec())
+            .map_err(|_| KeyError::Crypto("sign"))
+    }
+
+    /// Signs with ECDSA P-256 and SHA-256 in ASN.1 form (X9.62), which is what verifiers that take
+    /// a SubjectPublicKeyInfo of any curve expect.
+    ///
+    /// # Errors
+    /// When the crypto library refuses.
+    pub fn sign_asn1(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        const FAILED: KeyError = KeyError::Crypto("sign");
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &self.0.pkcs8)
+            .map_err(|_| FAILED)?
+            .sign(&SystemRandom::new(), message)
+            .map(|signature| signature.as_ref().to_vec())
+            .map_err(|_| FAILED)
+    }
+
+    /// The private key for a TLS end of the agent's own.
+    pub fn private(&self) -> PrivateKeyDer<'static> {
+        self.0.private()
+    }
+
+    /// A self-signed certificate over the key, for the enrolment port, and the key.
+    ///
+    /// # Errors
+    /// When the certificate can't be built.
+    #[allow(clippy::type_complexity)]
+    pub fn self_signed(
+        &self,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), KeyError> {
+        const FAILED: KeyError = KeyError::Crypto("build the applicant's certificate");
+        let der = PrivatePkcs8KeyDer::from(self.0.pkcs8.as_slice());
+        let signer =
+            rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256)
+                .map_err(|_| FAILED)?;
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "doorward applicant");
+        let certificate = params.self_signed(&signer).map_err(|_| FAILED)?;
+        Ok((vec![certificate.der().clone()], self.private()))
+    }
+}
+
+impl fmt::Debug for DeviceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceKey({})", self.id().short())
+    }
+}
+
+/// A key for one workload's SVID that the agent holds. It exists in memory only.
+pub struct WorkloadKey(Pair);
+
+impl WorkloadKey {
+    /// A fresh key.
+    ///
+    /// # Errors
+    /// When the crypto library refuses.
+    pub fn generate() -> Result<Self, KeyError> {
+        Pair::generate().map(Self)
+    }
+
+    /// The public key as SubjectPublicKeyInfo (DER).
+    pub fn spki(&self) -> &[u8] {
+        &self.0.spki
+    }
+
+    /// The private key, for the agent's own TLS end.
+    pub fn private(&self) -> PrivateKeyDer<'static> {
+        self.0.private()
+    }
+}
+
+impl fmt::Debug for WorkloadKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WorkloadKey(…)")
+    }
+}
+
+fn pem_of(pkcs8: &[u8]) -> Zeroizing<String> {
+    let body = Zeroizing::new(STANDARD.encode(pkcs8));
+    let mut text = Zeroizing::new(String::with_capacity(FILE_MAX));
+    text.push_str(BEGIN);
+    for (at, letter) in body.chars().enumerate() {
+        if at > 0 && at % 64 == 0 {
+            text.push('\n');
+        }
+        text.push(letter);
+    }
+    text.push('\n');
+    text.push_str(END);
+    text
+}
+
+fn make_dir(dir: &Path) -> Result<(), KeyError> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => {}
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(source) => return Err(KeyError::Io { what: "make", path: dir.into(), source }),
+    }
+    check_dir(dir)
+}
+
+/// Insists on a directory of the agent's own that nobody else can look into.
+pub(super) fn check_dir(dir: &Path) -> Result<(), KeyError> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY)
+        .open(dir)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::ELOOP | libc::ENOTDIR) => {
+                KeyError::Shape { path: dir.into(), kind: "directory" }
+            }
+            _ => KeyError::Io { what: "open", path: dir.into(), source },
+        })?;
+    check_own(&opened, dir, "directory")
+}
+
+fn check_own(file: &File, path: &Path, kind: &'static str) -> Result<(), KeyError> {
+    let found = file.metadata().map_err(|source| KeyError::Io {
+        what: "look at",
+        path: path.into(),
+        source,
+    })?;
+    let plain = match kind {
+        "file" => found.is_file() && found.nlink() == 1,
+        _ => found.is_dir(),
+    };
+    if !plain {
+        return Err(KeyError::Shape { path: path.into(), kind });
+    }
+    if found.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(KeyError::Foreign { path: path.into(), owner: found.uid() });
+    }
+    let mode = found.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Loose { path: path.into(), mode });
+    }
+    Ok(())
+}
+
+/// Puts a complete file under `path`, or nothing. The caller holds the directory's lock and has
+/// seen that nothing stands there, so nobody's key is overwritten.
+fn write_new(dir: &File, path: &Path, text: &str) -> Result<(), KeyError> {
+    let mut tail = [0; 8];
+    SystemRandom::new().fill(&mut tail).map_err(|_| KeyError::Crypto("give random bytes"))?;
+    let draft = path.with_file_name(format!(".{FILE}.{}", hex::encode(tail)));
+    let failed = |what, source| KeyError::Io { what, path: path.into(), source };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .map_err(|source| failed("create", source))?;
+    let placed = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&draft, path))
+        .and_then(|()| dir.sync_all());
+    placed.map_err(|source| {
+        let _ = std::fs::remove_file(&draft);
+        failed("write", source)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
+
+    use super::*;
+
+    fn chmod(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn loose_linked_and_foreign_content_is_refused() {
+        let above = tempfile::tempdir().unwrap();
+        let dir = above.path().join("state");
+        DeviceKey::load_or_create(&dir).unwrap(); // the positive control
+        let path = dir.join(FILE);
+
+        chmod(&path, 0o640);
+        assert!(matches!(DeviceKey::open(&dir), Err(KeyError::Loose { mode: 0o640, .. })));
+        chmod(&path, 0o600);
+        chmod(&dir, 0o755);
+        assert!(matches!(DeviceKey::load_or_create(&dir), Err(KeyError::Loose { .. })));
+        chmod(&dir, 0o700);
+        DeviceKey::open(&dir).unwrap();
+
+        std::fs::hard_link(&path, dir.join("second")).unwrap();
+        assert!(matches!(DeviceKey::open(&dir), Err(KeyError::Shape { .. })));
+        std::fs::remove_file(dir.join("second")).unwrap();
+
+        let moved = above.path().join("moved");
+        std::fs::rename(&path, &moved).unwrap();
+        symlink(&moved, &path).unwrap();
+        let refused = DeviceKey::load_or_create(&dir);
+        assert!(matches!(refused, Err(KeyError::Shape { .. })), "{refused:?}");
+
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+            .unwrap();
+        chmod(&path, 0o600);
+        assert!(matches!(DeviceKey::load_or_create(&dir), Err(KeyError::Content { .. })));
+    }
+
+    #[test]
+    fn a_symlinked_directory_is_refused() {
+        let above = tempfile::tempdir().unwrap();
+        let real = above.path().join("real");
+        DeviceKey::load_or_create(&real).unwrap();
+        let link = above.path().join("link");
+        symlink(&real, &link).unwrap();
+        assert!(matches!(DeviceKey::open(&link), Err(KeyError::Shape { .. })));
+    }
+
+    #[test]
+    fn a_key_of_another_owner_is_refused() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // only root can give a file away
+        }
+        let above = tempfile::tempdir().unwrap();
+        let dir = above.path().join("state");
+        DeviceKey::load_or_create(&dir).unwrap();
+        std::os::unix::fs::chown(dir.join(FILE), Some(4321), None).unwrap();
+        assert!(matches!(DeviceKey::open(&dir), Err(KeyError::Foreign { owner: 4321, .. })));
+    }
+
+    #[test]
+    fn the_same_key_comes_back_and_its_signatures_hold() {
+        let above = tempfile::tempdir().unwrap();
+        let dir = above.path().join("state");
+        let made = DeviceKey::load_or_create(&dir).unwrap();
+        let back = DeviceKey::load_or_create(&dir).unwrap();
+        assert_eq!(made.id(), back.id());
+        assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(std::fs::metadata(dir.join(FILE)).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "no draft stays behind");
+
+        let signature = back.sign(b"message").unwrap();
+        assert_eq!(signature.len(), 64);
+        let public = ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, made.spki()).unwrap();
+        public.verify_sig(b"message", &signature).unwrap();
+        assert!(public.verify_sig(b"another", &signature).is_err());
+        let public = ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, made.spki()).unwrap();
+        public.verify_sig(b"message", &back.sign_asn1(b"message").unwrap()).unwrap();
+    }
+
+    #[test]
+    fn the_applicants_certificate_carries_the_device_key() {
+        let above = tempfile::tempdir().unwrap();
+        let key = DeviceKey::load_or_create(&above.path().join("state")).unwrap();
+        let (chain, _) = key.self_signed().unwrap();
+        let (_, certificate) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+        assert_eq!(certificate.public_key().raw, key.spki());
+    }
+
+    #[test]
+    fn workload_keys_differ_and_show_nothing() {
+        let (one, two) = (WorkloadKey::generate().unwrap(), WorkloadKey::generate().unwrap());
+        assert_ne!(one.spki(), two.spki());
+        assert_eq!(format!("{one:?}"), "WorkloadKey(…)");
+    }
+}

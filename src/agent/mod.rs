@@ -1,0 +1,40 @@
+//! On every node: recognises local processes, reports the device's evidence, asks the broker.
+//!
+//! The agent never asks for anything in its own name that a workload wants: it attests the process,
+//! has *that one's* SVID issued (judged and recorded by the broker), and asks with it on that one's
+//! own connection. No request names whom it is for. Keys that the agent makes for workloads never
+//! leave it. Whatever can't be told for certain of a process is unknown, and gives nobody anything.
+
+mod attest;
+mod cgroup;
+mod duties;
+mod exe;
+pub mod facts;
+mod http;
+mod keys;
+mod node;
+mod report;
+mod run;
+mod settings;
+mod shared;
+mod uplink;
+mod workloads;
+
+pub use attest::{AttestError, Attested, PeerProcess, attest, kernel_pins};
+pub use cgroup::unit_of;
+pub use duties::{Duties, Nearest, Unmatched};
+pub use exe::ExeDigests;
+pub use facts::time_synced;
+pub use keys::{DeviceKey, KeyError, WorkloadKey};
+pub use node::{Agent, AgentError, AgentTask};
+pub use run::{RunError, exec, fetch, identity};
+pub use settings::{AgentSettings, SettingsError};
+pub use shared::{AgentHandle, AgentStatus};
+
+/// Attests a process of this machine by its number.
+///
+/// # Errors
+/// When there is none, or the kernel does not show it.
+pub fn attest_pid(pid: u32) -> Result<crate::model::WorkloadFacts, AttestError> {
+    Ok(PeerProcess::of_pid(pid)?.attest(&ExeDigests::default())?.facts().clone())
+}

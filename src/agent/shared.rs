@@ -1,0 +1,191 @@
+//! What the agent's tasks tell each other, and what others may see of it.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use tokio::sync::{Notify, watch};
+
+use super::duties::Duties;
+use crate::model::{DeviceId, SpiffeId};
+use crate::wire::Client;
+
+/// How the agent stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentStatus {
+    /// The device.
+    pub device: DeviceId,
+    /// The agent's own identity, once it has one.
+    pub spiffe_id: Option<SpiffeId>,
+    /// Whether it is connected to the broker.
+    pub connected: bool,
+    /// The device's posture as the broker sees it: `|name=t|…`, or `unknown`.
+    pub posture: String,
+    /// When the broker last took a report on this connection.
+    pub last_report: Option<OffsetDateTime>,
+    /// How many entries are for this device; `None` until the broker has told.
+    pub duties: Option<usize>,
+    /// What went wrong last, while it lasts.
+    pub error: Option<String>,
+}
+
+impl AgentStatus {
+    /// Connected, its first report taken, its duties known.
+    pub fn is_ready(&self) -> bool {
+        self.connected && self.last_report.is_some() && self.duties.is_some()
+    }
+}
+
+/// The tasks' common ground. Everything in it is bounded: one value each.
+pub(super) struct Shared {
+    client: watch::Sender<Option<Client>>,
+    duties: watch::Sender<Arc<Duties>>,
+    status: watch::Sender<AgentStatus>,
+    wish: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(device: DeviceId) -> Arc<Self> {
+        let status = AgentStatus {
+            device,
+            spiffe_id: None,
+            connected: false,
+            posture: "unknown".to_owned(),
+            last_report: None,
+            duties: None,
+            error: None,
+        };
+        Arc::new(Self {
+            client: watch::channel(None).0,
+            duties: watch::channel(Arc::default()).0,
+            status: watch::channel(status).0,
+            wish: Notify::new(),
+        })
+    }
+
+    /// The agent's own connection, if there is one.
+    pub(super) fn client(&self) -> Option<Client> {
+        self.client.borrow().clone().filter(|client| !client.is_closed())
+    }
+
+    /// A new connection stands.
+    pub(super) fn connected(&self, client: Client, spiffe_id: SpiffeId) {
+        self.client.send_replace(Some(client));
+        self.status.send_modify(|status| {
+            status.connected = true;
+            status.spiffe_id = Some(spiffe_id);
+            status.error = None;
+        });
+    }
+
+    /// The connection has ended. Posture is unknown until the next report.
+    pub(super) fn disconnected(&self, why: String) {
+        self.client.send_replace(None);
+        self.status.send_modify(|status| {
+            status.connected = false;
+            status.last_report = None;
+            status.posture = "unknown".to_owned();
+            status.error = Some(why);
+        });
+    }
+
+    /// Something failed that the connection survives.
+    pub(super) fn failed(&self, why: String) {
+        self.status.send_modify(|status| status.error = Some(why));
+    }
+
+    /// The broker took a report.
+    pub(super) fn reported(&self, posture: String, at: OffsetDateTime) {
+        self.status.send_modify(|status| {
+            status.posture = posture;
+            status.last_report = Some(at);
+            status.error = None;
+        });
+    }
+
+    /// The broker told the entries for this device.
+    pub(super) fn told(&self, duties: Duties) {
+        let count = duties.entries.len();
+        self.duties.send_replace(Arc::new(duties));
+        self.status.send_modify(|status| status.duties = Some(count));
+    }
+
+    /// The entries as last told.
+    pub(super) fn duties(&self) -> Arc<Duties> {
+        self.duties.borrow().clone()
+    }
+
+    /// Asks for the entries anew, and resolves when they have come.
+    pub(super) async fn duties_anew(&self) -> Arc<Duties> {
+        let mut duties = self.duties.subscribe();
+        self.wish.notify_one();
+        let _ = duties.changed().await;
+        duties.borrow_and_update().clone()
+    }
+
+    /// Resolves when somebody wishes for the entries anew.
+    pub(super) async fn wished(&self) {
+        self.wish.notified().await;
+    }
+
+    /// Whether workloads can be served.
+    pub(super) fn is_ready(&self) -> bool {
+        self.status.borrow().is_ready()
+    }
+}
+
+/// A look at the agent from outside. Cheap to clone; holds no key.
+#[derive(Clone)]
+pub struct AgentHandle {
+    shared: Arc<Shared>,
+}
+
+impl AgentHandle {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> AgentStatus {
+        self.shared.status.borrow().clone()
+    }
+
+    /// Resolves when the agent is connected, its first report is taken and its duties are known.
+    /// Has no deadline of its own.
+    pub async fn ready(&self) -> AgentStatus {
+        let mut status = self.shared.status.subscribe();
+        match status.wait_for(AgentStatus::is_ready).await {
+            Ok(status) => status.clone(),
+            Err(_closed) => self.status(), // can't be: we hold the sender
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Digest;
+
+    #[tokio::test]
+    async fn a_lost_connection_takes_the_posture_with_it() {
+        let shared = Shared::new(DeviceId(Digest([1; 32])));
+        let handle = AgentHandle::new(shared.clone());
+        shared.reported("|managed=t|".into(), OffsetDateTime::UNIX_EPOCH);
+        assert_eq!(handle.status().posture, "|managed=t|");
+        shared.disconnected("broker closed".into());
+        let status = handle.status();
+        assert_eq!((status.posture.as_str(), status.last_report), ("unknown", None));
+        assert_eq!(status.error.as_deref(), Some("broker closed"));
+    }
+
+    #[tokio::test]
+    async fn whoever_wishes_for_duties_gets_the_next_ones() {
+        let shared = Shared::new(DeviceId(Digest([1; 32])));
+        let teller = async {
+            shared.wished().await;
+            shared.told(Duties { entries: Vec::new(), revision: 9 });
+        };
+        let (anew, ()) = tokio::join!(shared.duties_anew(), teller);
+        assert_eq!(anew.revision, 9);
+        assert!(!shared.is_ready(), "known duties alone are not enough");
+    }
+}
