@@ -1,0 +1,150 @@
+//! The life of the policy: the last good bundle in the store, activation, rollback.
+//!
+//! A bundle is checked whole before anything changes; then it is stored, then put in force. The
+//! serial only ever rises: going back activates an older bundle's files under a new serial. A bundle
+//! that fails anything leaves the one in force where it is.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use crate::model::{Answer, Diagnostic, Failure, Released, SecretValue, TrustDomain};
+use crate::policy::{Bundle, BundleFiles, Policy};
+use crate::store::{Expect, Store, StoreError, Table, Txn, Write};
+
+/// Bundles kept for rollback, the active one included.
+const KEPT: usize = 10;
+
+/// Why no policy can be put in force at start.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The store did not answer.
+    #[error("the store can't be read")]
+    Store(#[from] StoreError),
+    /// There is no bundle in the store.
+    #[error("the store holds no policy; run `doorward init` or restore a backup")]
+    None,
+    /// The stored bundle does not pass (any more).
+    #[error("the stored policy does not pass:\n{}", render(.0))]
+    Faults(Vec<Diagnostic>),
+}
+
+/// All faults, as a compiler shows them.
+pub(super) fn render(faults: &[Diagnostic]) -> String {
+    faults.iter().map(Diagnostic::render).collect::<Vec<_>>().join("\n")
+}
+
+/// The stored bundles and the one in force.
+#[derive(Debug)]
+pub struct Policies {
+    domain: TrustDomain,
+    store: Arc<dyn Store>,
+    policy: Arc<Policy>,
+    /// One change at a time.
+    turn: Mutex<()>,
+}
+
+fn key(serial: u64) -> Vec<u8> {
+    serial.to_be_bytes().to_vec()
+}
+
+impl Policies {
+    /// Stores the first bundle, serial 1 (`doorward init`).
+    ///
+    /// # Errors
+    /// Faults of the files, or of the store.
+    pub async fn create(
+        store: &dyn Store,
+        domain: &TrustDomain,
+        files: &BundleFiles,
+    ) -> Result<(), PolicyError> {
+        Bundle::build(files, 1, domain).map_err(PolicyError::Faults)?;
+        let write = Write { table: Table::Policies, key: key(1), value: Some(files.to_json()) };
+        let expect = Expect { table: Table::Policies, key: key(1), revision: None };
+        store.commit(Txn { expects: vec![expect], writes: vec![write], under: None }).await?;
+        Ok(())
+    }
+
+    /// Puts the newest stored bundle in force.
+    ///
+    /// # Errors
+    /// When there is none, or it does not pass: the broker then refuses to start.
+    pub async fn open(store: Arc<dyn Store>, domain: TrustDomain) -> Result<Self, PolicyError> {
+        let rows = store.scan(Table::Policies, &[], None, KEPT * 2).await?;
+        let (name, row) = rows.last().ok_or(PolicyError::None)?;
+        let serial = name.as_slice().try_into().map(u64::from_be_bytes).unwrap_or(0);
+        let files = BundleFiles::from_json(&row.value).map_err(PolicyError::Faults)?;
+        let bundle = Bundle::build(&files, serial, &domain).map_err(PolicyError::Faults)?;
+        let policy = Arc::new(Policy::new(bundle));
+        Ok(Self { domain, store, policy, turn: Mutex::new(()) })
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// The files in force.
+    pub(super) fn read(&self) -> Released {
+        let bundle = self.policy.current();
+        Released {
+            answer: Answer::Policy {
+                serial: bundle.serial(),
+                digest: format!("sha256:{}", bundle.digest()),
+            },
+            body: SecretValue::new(bundle.files().to_json()),
+        }
+    }
+
+    /// Checks, stores, puts in force.
+    pub(super) async fn activate(&self, index: u64, json: &[u8]) -> Result<Released, Failure> {
+        let files =
+            BundleFiles::from_json(json).map_err(|faults| Failure::invalid(render(&faults)))?;
+        self.put_in_force(index, &files).await
+    }
+
+    /// The files of the bundle before, under a new serial.
+    pub(super) async fn roll_back(&self, index: u64) -> Result<Released, Failure> {
+        let active = self.policy.current();
+        let rows = self
+            .store
+            .scan(Table::Policies, &[], None, KEPT * 2)
+            .await
+            .map_err(|_| Failure::store())?;
+        let mut older = rows.iter().rev().filter_map(|(_, row)| {
+            BundleFiles::from_json(&row.value)
+                .ok()
+                .filter(|files| files.digest() != active.digest())
+        });
+        let Some(files) = older.next() else {
+            return Err(Failure::conflict("there is no earlier policy to go back to"));
+        };
+        self.put_in_force(index, &files).await
+    }
+
+    async fn put_in_force(&self, index: u64, files: &BundleFiles) -> Result<Released, Failure> {
+        let _turn = self.turn.lock().await;
+        let serial = self.policy.current().serial() + 1;
+        let (files, domain) = (files.clone(), self.domain.clone());
+        let built = tokio::task::spawn_blocking(move || {
+            Bundle::build(&files, serial, &domain).map(|bundle| (bundle, files))
+        });
+        let (bundle, files) = built
+            .await
+            .map_err(|_| Failure::invalid("the policy could not be checked"))?
+            .map_err(|faults| Failure::invalid(render(&faults)))?;
+        let mut writes =
+            vec![Write { table: Table::Policies, key: key(serial), value: Some(files.to_json()) }];
+        if let Some(old) = serial.checked_sub(KEPT as u64).filter(|old| *old > 0) {
+            writes.push(Write { table: Table::Policies, key: key(old), value: None });
+        }
+        let expect = Expect { table: Table::Policies, key: key(serial), revision: None };
+        self.store
+            .commit(Txn { expects: vec![expect], writes, under: Some(index) })
+            .await
+            .map_err(|_| Failure::store())?;
+        let digest = format!("sha256:{}", bundle.digest());
+        self.policy.install(bundle);
+        Ok(Released::head(Answer::Policy { serial, digest }))
+    }
+}

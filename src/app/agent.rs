@@ -1,0 +1,59 @@
+//! The agent as a process, and what a workload's command does with its socket.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::supervise::Supervisor;
+use crate::agent::{Agent, AgentError};
+use crate::model::Clock;
+
+pub use crate::agent::{RunError, attest_pid, exec, fetch, identity as agent_identity};
+
+/// Why an agent ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentRunError {
+    /// It does not start.
+    #[error(transparent)]
+    Start(#[from] AgentError),
+    /// A task fell.
+    #[error("the task `{task}` fell; the agent has stopped: {why}")]
+    Fall {
+        /// Which.
+        task: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Runs the agent whose state lies in `dir` until `stop` resolves.
+///
+/// # Errors
+/// When it can't start, or a task falls.
+pub async fn run_agent(
+    dir: &Path,
+    clock: Arc<dyn Clock>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), AgentRunError> {
+    let mut supervisor = Supervisor::default();
+    let agent = Agent::open(dir, clock, supervisor.stopping())?;
+    let handle = agent.handle();
+    for (name, task) in agent.tasks() {
+        supervisor.go_on(name, task);
+    }
+    let ready = async {
+        handle.ready().await;
+        tracing::info!("ready");
+        super::process::notify_ready();
+        std::future::pending::<()>().await;
+    };
+    let fall = tokio::select! {
+        () = stop => None,
+        fall = supervisor.fall() => Some(fall),
+        () = ready => None,
+    };
+    supervisor.drain().await;
+    match fall {
+        None => Ok(()),
+        Some((task, why)) => Err(AgentRunError::Fall { task, why }),
+    }
+}

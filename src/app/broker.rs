@@ -1,0 +1,263 @@
+//! A broker that answers: its parts joined, its ports open, its chores under way.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::clock::{GuardedClock, Watch};
+use super::management::{self, Health};
+use super::opening::{BrokerStart, Opened, StartError};
+use super::recall::recall;
+use super::supervise::{Fall, Supervisor};
+use crate::administration::{Administration, Policies};
+use crate::broker::{Connections, Line, LineParts, Listener, Metrics, Port, Rates};
+use crate::decision_log::{Note, RecordError};
+use crate::identity::Task;
+use crate::model::{Clock, limits};
+use crate::posture::Posture;
+use crate::vault::Vault;
+use crate::wire::{self, ServerIdentity, TlsError};
+
+/// A broker that answers.
+pub struct RunningBroker {
+    /// UDP address for holders of SVIDs.
+    pub address: SocketAddr,
+    /// UDP address for applicants.
+    pub enrolment: SocketAddr,
+    /// TCP address for health and metrics.
+    pub management: SocketAddr,
+    line: Arc<Line>,
+    supervisor: Supervisor,
+    health: Arc<Health>,
+    log_thread: std::thread::JoinHandle<()>,
+}
+
+impl BrokerStart {
+    /// Opens everything and begins to answer.
+    ///
+    /// # Errors
+    /// The first thing that does not stand as it should.
+    pub async fn start(self) -> Result<RunningBroker, StartError> {
+        let opened = self.open().await?;
+        let line = Arc::new(self.join_parts(&opened).await?);
+        let clock = Arc::clone(&opened.clock);
+        let running = self.open_ports(line, opened).await?;
+        running.begin_chores(clock);
+        running.health.ready();
+        Ok(running)
+    }
+
+    async fn join_parts(&self, opened: &Opened) -> Result<Line, StartError> {
+        let domain = self.config.trust_domain.clone();
+        let clock: Arc<dyn Clock> = opened.clock.clone();
+        let (authority, identity) = self.open_authority(opened).await?;
+        recall(&opened.log, &authority, opened.store.last_grant().await?).await?;
+        let root = Arc::clone(&opened.root);
+        let layout = &self.layout;
+        let beside = vec![layout.ca(), layout.log_key(), layout.log_vkey(), layout.config()];
+        let vault = Vault::open(Arc::clone(&opened.store), &layout.keys(), root).await?;
+        let vault = vault.with_beside(beside);
+        let policies = Policies::open(Arc::clone(&opened.store), domain.clone()).await?;
+        let policy = Arc::clone(policies.policy());
+        let posture = Arc::new(Posture::new());
+        let administration = Administration::new(
+            domain,
+            Arc::clone(&clock),
+            Arc::clone(&posture),
+            policies,
+            opened.log.clone(),
+            Arc::clone(&opened.store),
+        );
+        Ok(Line::new(LineParts {
+            clock,
+            identity,
+            posture,
+            policy,
+            log: opened.log.clone(),
+            vault,
+            authority,
+            administration,
+            rates: Rates::new(self.config.caller_rate, self.config.denial_rate),
+            metrics: Arc::new(Metrics::default()),
+        }))
+    }
+
+    async fn open_ports(
+        self,
+        line: Arc<Line>,
+        opened: Opened,
+    ) -> Result<RunningBroker, StartError> {
+        let peer = Supervisor::broker_peer(Task::OwnIdentity);
+        let own = line.own_identity(&peer).await.map_err(StartError::OwnIdentity)?;
+        let parts = line.parts();
+        let server = ServerIdentity::new(own.chain, own.key)?;
+        let connections = Arc::new(Connections::default());
+        let main = Listener::open(
+            self.config.listen,
+            wire::broker_server(
+                Arc::clone(&server),
+                Arc::clone(&parts.identity),
+                Arc::clone(&parts.clock),
+            )?,
+            Port::Main,
+            Arc::clone(&line),
+            Arc::clone(&connections),
+        )?;
+        let enrolment = Listener::open(
+            self.config.enrolment,
+            wire::applicant_server(Arc::clone(&server), Arc::clone(&parts.clock))?,
+            Port::Enrolment,
+            Arc::clone(&line),
+            Arc::clone(&connections),
+        )?;
+        let address = self.config.management;
+        let fault = |source| StartError::Management { address, source };
+        let management = TcpListener::bind(address).await.map_err(fault)?;
+        let health = Arc::new(Health::new(parts.log.clone(), Arc::clone(&parts.metrics)));
+        let running = RunningBroker {
+            address: main.address().unwrap_or(self.config.listen),
+            enrolment: enrolment.address().unwrap_or(self.config.enrolment),
+            management: management.local_addr().map_err(fault)?,
+            line: Arc::clone(&line),
+            supervisor: opened.supervisor,
+            health: Arc::clone(&health),
+            log_thread: opened.log_thread,
+        };
+        let supervisor = &running.supervisor;
+        for (name, listener) in [("broker port", main), ("enrolment port", enrolment)] {
+            let (spawn, stop) = (supervisor.spawner(), supervisor.stopping());
+            supervisor.go_on(name, async move {
+                listener.run(spawn, stop).await;
+                Ok::<_, std::convert::Infallible>(())
+            });
+        }
+        supervisor
+            .go_on("management", management::serve(management, health, supervisor.stopping()));
+        running.review_connections(connections);
+        running.renew_own(server, own.until);
+        Ok(running)
+    }
+}
+
+impl RunningBroker {
+    /// The line itself, for tests and tools in the same process.
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+
+    /// Answers until `stop` resolves or a task falls; then drains.
+    ///
+    /// # Errors
+    /// The task that fell: the process must end with a failure.
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<(), Fall> {
+        let fall = tokio::select! {
+            () = stop => None,
+            fall = self.supervisor.fall() => Some(fall),
+        };
+        self.health.draining();
+        self.line.drain();
+        self.supervisor.drain().await;
+        drop(self.line);
+        drop(self.health);
+        let log_thread = self.log_thread;
+        let joined = tokio::task::spawn_blocking(move || log_thread.join());
+        if tokio::time::timeout(limits::DRAIN, joined).await.is_err() {
+            tracing::warn!("the decision log's writer did not end in time");
+        }
+        fall.map_or(Ok(()), Err)
+    }
+
+    /// Revocations and posture drops close what lives.
+    fn review_connections(&self, connections: Arc<Connections>) {
+        let parts = self.line.parts();
+        let (line, all) = (Arc::clone(&self.line), Arc::clone(&connections));
+        let mut changes = parts.identity.changes();
+        self.supervisor.go_on("review of identities", {
+            let mut stop = self.supervisor.stopping();
+            async move {
+                loop {
+                    tokio::select! {
+                        changed = changes.changed() => if changed.is_err() { return Ok(()) },
+                        _ = stop.wait_for(|stop| *stop) => return Ok::<_, std::convert::Infallible>(()),
+                    }
+                    let parts = line.parts();
+                    let closed = all.review_identities(&parts.identity, parts.clock.now());
+                    parts.metrics.closed.inc_by(u64::try_from(closed).unwrap_or(0));
+                }
+            }
+        });
+        let (line, mut changes) = (Arc::clone(&self.line), parts.posture.changes());
+        let mut stop = self.supervisor.stopping();
+        self.supervisor.go_on("review of posture", async move {
+            loop {
+                let changed = tokio::select! {
+                    changed = changes.recv() => changed,
+                    _ = stop.wait_for(|stop| *stop) => return Ok::<_, std::convert::Infallible>(()),
+                };
+                let parts = line.parts();
+                let (bundle, now) = (parts.policy.current(), parts.clock.now());
+                let devices = match changed {
+                    Ok(device) => vec![device],
+                    // Too many at once: look at every device that has a connection.
+                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                        connections.devices()
+                    }
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(()),
+                };
+                for device in devices {
+                    let closed = connections.review_posture(&device, &parts.posture, &bundle, now);
+                    parts.metrics.closed.inc_by(u64::try_from(closed).unwrap_or(0));
+                }
+            }
+        });
+    }
+
+    /// A new certificate of its own at half-life.
+    fn renew_own(&self, server: Arc<ServerIdentity>, mut until: time::OffsetDateTime) {
+        let line = Arc::clone(&self.line);
+        let mut stop = self.supervisor.stopping();
+        self.supervisor.go_on("own certificate", async move {
+            loop {
+                let left = crate::broker::time_left(until, line.parts().clock.now());
+                let wait = (left / 2).max(Duration::from_secs(1));
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    _ = stop.wait_for(|stop| *stop) => return Ok::<_, TlsError>(()),
+                }
+                match line.own_identity(&Supervisor::broker_peer(Task::OwnIdentity)).await {
+                    Ok(own) => {
+                        until = own.until;
+                        server.swap(own.chain, own.key)?;
+                    }
+                    Err(refusal) => tracing::error!(%refusal, "no new certificate for the broker"),
+                }
+            }
+        });
+    }
+
+    /// Watches the clocks.
+    fn begin_chores(&self, clock: Arc<GuardedClock>) {
+        let line = Arc::clone(&self.line);
+        let mut stop = self.supervisor.stopping();
+        self.supervisor.go_on("clock", async move {
+            let mut watch = Watch::new(clock.now());
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    _ = stop.wait_for(|stop| *stop) => return Ok::<_, RecordError>(()),
+                }
+                let step = watch.look(clock.now());
+                line.clock_agrees(step.is_none() && clock.behind() < limits::CLOCK_STEP);
+                if let Some(apart) = step {
+                    tracing::error!(?apart, "the clocks went apart: all verdicts are unknown now");
+                    line.parts().posture.forget_all();
+                    let detail =
+                        format!("wall and boot clock went apart by {} ms", apart.as_millis());
+                    let _ = line.parts().log.note(Note::Alarm { what: "clock", detail }).await;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,328 @@
+//! `broker.toml`: read whole, every fault named at once, unknown keys refused.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::model::{Diagnostic, TrustDomain, did_you_mean, limits};
+
+/// How the root key is opened at start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SealConfig {
+    /// A 32-byte key file, 0600.
+    KeyFile(PathBuf),
+    /// A passphrase: a person at each start, or a systemd credential.
+    Passphrase,
+}
+
+/// A broker's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerConfig {
+    /// Whose identities it issues.
+    pub trust_domain: TrustDomain,
+    /// UDP address for holders of SVIDs.
+    pub listen: SocketAddr,
+    /// UDP address for applicants.
+    pub enrolment: SocketAddr,
+    /// Loopback TCP address for health and metrics.
+    pub management: SocketAddr,
+    /// `host:port` that join tokens carry for the broker.
+    pub advertise: String,
+    /// `host:port` that join tokens carry for enrolment.
+    pub advertise_enrolment: String,
+    /// How the root key is opened.
+    pub seal: SealConfig,
+    /// Requests a second of one caller.
+    pub caller_rate: u32,
+    /// Denials a second of one caller.
+    pub denial_rate: u32,
+}
+
+const KEYS: &[&str] = &["trust_domain", "listen", "advertise", "seal", "limits"];
+
+impl BrokerConfig {
+    /// Reads the text of a `broker.toml`.
+    ///
+    /// # Errors
+    /// Every fault of the file, with its place.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Vec<Diagnostic>> {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let mut reader = Reader { file, text, faults: Vec::new() };
+        for error in &errors {
+            let span = error.span().unwrap_or(0..1);
+            reader.fault(span, error.message().to_owned(), None);
+        }
+        let table = table.get_ref();
+        reader.only(table, KEYS);
+        let trust_domain = reader.domain(table);
+        let listen = reader.section(table, "listen", &["broker", "enrolment", "management"]);
+        let broker = reader.address(listen, "broker", "0.0.0.0:8443");
+        let enrolment = reader.address(listen, "enrolment", "0.0.0.0:8444");
+        let management = reader.loopback(listen, "management", "127.0.0.1:8081");
+        let advertise = reader.section(table, "advertise", &["broker", "enrolment"]);
+        let advertised = reader.place(advertise, "broker");
+        let advertised_enrolment = reader.place(advertise, "enrolment");
+        let seal = reader.seal(table);
+        let rates = reader.section(table, "limits", &["caller_rate", "denial_rate"]);
+        let caller_rate = reader.number(rates, "caller_rate", limits::CALLER_RATE);
+        let denial_rate = reader.number(rates, "denial_rate", limits::DENIAL_RATE);
+        let whole = (|| {
+            Some(Self {
+                trust_domain: trust_domain?,
+                listen: broker?,
+                enrolment: enrolment?,
+                management: management?,
+                advertise: advertised?,
+                advertise_enrolment: advertised_enrolment?,
+                seal: seal?,
+                caller_rate: caller_rate?,
+                denial_rate: denial_rate?,
+            })
+        })();
+        match whole {
+            Some(config) if reader.faults.is_empty() => Ok(config),
+            _ => Err(reader.faults),
+        }
+    }
+
+    /// The text that `init` writes.
+    pub fn render(&self) -> String {
+        let seal = match &self.seal {
+            SealConfig::KeyFile(path) => {
+                format!("kind = \"key-file\"\nkey_file = {:?}\n", path.display().to_string())
+            }
+            SealConfig::Passphrase => "kind = \"passphrase\"\n".to_owned(),
+        };
+        format!(
+            "# Doorward broker. `doorward config check` names every fault of this file.\n\
+             trust_domain = \"{}\"\n\n\
+             [listen]\n\
+             # UDP: holders of identities; UDP: devices that enrol; TCP, loopback: health and metrics.\n\
+             broker = \"{}\"\nenrolment = \"{}\"\nmanagement = \"{}\"\n\n\
+             [advertise]\n\
+             # What join tokens tell a new device; names or addresses that it can reach.\n\
+             broker = \"{}\"\nenrolment = \"{}\"\n\n\
+             [seal]\n{seal}\n\
+             [limits]\n\
+             # A second, of one caller; more is counted and refused as `limited`.\n\
+             caller_rate = {}\ndenial_rate = {}\n",
+            self.trust_domain,
+            self.listen,
+            self.enrolment,
+            self.management,
+            self.advertise,
+            self.advertise_enrolment,
+            self.caller_rate,
+            self.denial_rate,
+        )
+    }
+}
+
+type Section<'a> = Option<&'a DeTable<'a>>;
+
+/// Walks the parsed file and gathers faults.
+struct Reader<'f> {
+    file: &'f str,
+    text: &'f str,
+    faults: Vec<Diagnostic>,
+}
+
+impl Reader<'_> {
+    fn fault(&mut self, span: std::ops::Range<usize>, message: String, help: Option<String>) {
+        let mut fault = Diagnostic::at(self.file, self.text, span.start, span.len(), message);
+        fault.help = help;
+        self.faults.push(fault);
+    }
+
+    fn missing(&mut self, message: &str) {
+        self.fault(0..1, message.to_owned(), None);
+    }
+
+    /// Names every key that is not known here.
+    fn only(&mut self, table: &DeTable<'_>, known: &[&str]) {
+        for key in table.keys() {
+            let name: &str = key.get_ref();
+            if !known.contains(&name) {
+                let help = match did_you_mean(name, known.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("known here: {}", known.join(", ")),
+                };
+                self.fault(key.span(), format!("unknown key `{name}`"), Some(help));
+            }
+        }
+    }
+
+    fn section<'a>(&mut self, table: &'a DeTable<'a>, name: &str, known: &[&str]) -> Section<'a> {
+        let value = table.get(name)?;
+        let Some(section) = value.get_ref().as_table() else {
+            self.fault(value.span(), format!("`{name}` is a section: write `[{name}]`"), None);
+            return None;
+        };
+        self.only(section, known);
+        Some(section)
+    }
+
+    fn text<'a>(&mut self, value: &'a Spanned<DeValue<'a>>, name: &str) -> Option<&'a str> {
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            self.fault(value.span(), format!("`{name}` is text in quotes"), None);
+        }
+        text
+    }
+
+    fn domain(&mut self, table: &DeTable<'_>) -> Option<TrustDomain> {
+        let Some(value) = table.get("trust_domain") else {
+            self.missing("`trust_domain` is missing, e.g. `trust_domain = \"corp.example\"`");
+            return None;
+        };
+        let text = self.text(value, "trust_domain")?;
+        match TrustDomain::parse(text) {
+            Ok(domain) => Some(domain),
+            Err(error) => {
+                self.fault(value.span(), format!("not a trust domain: {error}"), None);
+                None
+            }
+        }
+    }
+
+    fn address(&mut self, section: Section<'_>, name: &str, default: &str) -> Option<SocketAddr> {
+        let Some(value) = section.and_then(|section| section.get(name)) else {
+            return default.parse().ok();
+        };
+        let text = self.text(value, name)?;
+        let address = text.parse().ok();
+        if address.is_none() {
+            let help = format!("write an address with a port, e.g. `{default}`");
+            self.fault(value.span(), format!("`{name}` is not an address"), Some(help));
+        }
+        address
+    }
+
+    fn loopback(&mut self, section: Section<'_>, name: &str, default: &str) -> Option<SocketAddr> {
+        let address = self.address(section, name, default)?;
+        if address.ip().is_loopback() {
+            return Some(address);
+        }
+        let span = section.and_then(|s| s.get(name)).map_or(0..1, Spanned::span);
+        let help = "metrics have no authentication; put a proxy before them to share them";
+        self.fault(span, format!("`{name}` must be a loopback address"), Some(help.to_owned()));
+        None
+    }
+
+    fn place(&mut self, section: Section<'_>, name: &str) -> Option<String> {
+        let Some(value) = section.and_then(|section| section.get(name)) else {
+            self.missing(&format!(
+                "`advertise.{name}` is missing: the `host:port` that other machines reach"
+            ));
+            return None;
+        };
+        let text = self.text(value, name)?;
+        let whole = text.rsplit_once(':').is_some_and(|(host, port)| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b".-:[]".contains(&b);
+            !host.is_empty()
+                && host.len() <= 255
+                && host.bytes().all(plain)
+                && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        if !whole {
+            self.fault(value.span(), format!("`{name}` is not `host:port`"), None);
+            return None;
+        }
+        Some(text.to_owned())
+    }
+
+    fn seal(&mut self, table: &DeTable<'_>) -> Option<SealConfig> {
+        let Some(section) = self.section(table, "seal", &["kind", "key_file"]) else {
+            self.missing(
+                "`[seal]` with `kind = \"key-file\"` or `kind = \"passphrase\"` is missing",
+            );
+            return None;
+        };
+        let Some(value) = section.get("kind") else {
+            self.missing("`seal.kind` is missing: `key-file` or `passphrase`");
+            return None;
+        };
+        match (self.text(value, "kind")?, section.get("key_file")) {
+            ("passphrase", None) => Some(SealConfig::Passphrase),
+            ("passphrase", Some(file)) => {
+                self.fault(file.span(), "`key_file` goes with `kind = \"key-file\"`".into(), None);
+                None
+            }
+            ("key-file", Some(file)) => {
+                self.text(file, "key_file").map(|path| SealConfig::KeyFile(path.into()))
+            }
+            ("key-file", None) => {
+                self.fault(value.span(), "`key_file` is missing: where the key lies".into(), None);
+                None
+            }
+            (other, _) => {
+                let help = did_you_mean(other, ["key-file", "passphrase"])
+                    .map(|near| format!("did you mean `{near}`?"));
+                self.fault(value.span(), "`kind` is `key-file` or `passphrase`".into(), help);
+                None
+            }
+        }
+    }
+
+    fn number(&mut self, section: Section<'_>, name: &str, default: u32) -> Option<u32> {
+        let Some(value) = section.and_then(|section| section.get(name)) else {
+            return Some(default);
+        };
+        let number = value.get_ref().as_integer().and_then(|n| n.as_str().parse::<u32>().ok());
+        match number {
+            Some(number) if (1..=1_000_000).contains(&number) => Some(number),
+            _ => {
+                self.fault(value.span(), format!("`{name}` is a whole number, 1 to 1000000"), None);
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "trust_domain = \"corp.example\"\n[advertise]\nbroker = \"b:8443\"\n\
+                        enrolment = \"b:8444\"\n[seal]\nkind = \"passphrase\"\n";
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let config = BrokerConfig::parse("broker.toml", GOOD).unwrap();
+        assert_eq!(config.listen, "0.0.0.0:8443".parse().unwrap());
+        assert_eq!(BrokerConfig::parse("broker.toml", &config.render()).unwrap(), config);
+    }
+
+    #[test]
+    fn all_faults_are_named_at_once_with_their_place() {
+        let text = "trust_domain = \"Corp\"\ntrust_domian = \"x\"\n[listen]\nbroker = \"nowhere\"\n\
+                    management = \"0.0.0.0:1\"\n[seal]\nkind = \"passfrase\"\n[limits]\ncaller_rate = -1\n";
+        let faults = BrokerConfig::parse("broker.toml", text).unwrap_err();
+        let said: Vec<String> =
+            faults.iter().map(|f| format!("{}:{} {}", f.line, f.column, f.message)).collect();
+        assert_eq!(
+            said,
+            [
+                "2:1 unknown key `trust_domian`",
+                "1:16 not a trust domain: the trust domain holds 'C'; allowed are a-z, 0-9, `.`, `-` and `_`",
+                "4:10 `broker` is not an address",
+                "5:14 `management` must be a loopback address",
+                "1:1 `advertise.broker` is missing: the `host:port` that other machines reach",
+                "1:1 `advertise.enrolment` is missing: the `host:port` that other machines reach",
+                "7:8 `kind` is `key-file` or `passphrase`",
+                "9:15 `caller_rate` is a whole number, 1 to 1000000",
+            ]
+        );
+    }
+
+    #[test]
+    fn half_a_file_is_a_fault_not_a_default() {
+        for text in
+            ["", "trust_domain = ", "[seal", "\u{0}", "trust_domain = \"a\"\ntrust_domain = \"b\""]
+        {
+            assert!(BrokerConfig::parse("broker.toml", text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The only room that builds parts, reads configuration, spawns and supervises tasks.
+
+mod agent;
+mod bench;
+mod broker;
+mod child;
+mod clock;
+mod config;
+mod demo;
+mod dev;
+mod doctor;
+mod enrol;
+mod files;
+mod init;
+mod layout;
+mod management;
+mod opening;
+mod process;
+mod recall;
+mod recovery;
+mod seal_source;
+mod stage;
+mod supervise;
+
+pub use agent::{AgentRunError, RunError, agent_identity, attest_pid, exec, fetch, run_agent};
+pub use bench::{Measure, bench, echo};
+pub use broker::RunningBroker;
+pub use child::Ran;
+pub use clock::GuardedClock;
+pub use config::{BrokerConfig, SealConfig};
+pub use demo::Demo;
+pub use dev::dev;
+pub use doctor::{Finding, Grade, examine};
+pub use enrol::{EnrolError, join, login};
+pub use files::{FileError, write_private};
+pub use init::{InitError, Initialised, Wishes, init};
+pub use layout::Layout;
+pub use opening::{BrokerStart, StartError};
+pub use process::{harden, host_name, notify_ready, shutdown_signal};
+pub use recovery::{RecoveryError, Restore, new_recipient, recover_operator, restore};
+pub use seal_source::{SealSource, SealSourceError};
+pub use stage::Stage;
+pub use supervise::Supervisor;
+
+// What a start opens the seal with; the command line names it through this room.
+pub use crate::vault::{KeyFile, KeyProvider, Passphrase};

@@ -1,0 +1,219 @@
+//! Opens a broker's directory in the order in which trust grows: the seal, the log's key, the log,
+//! its first record; only then anything else.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::clock::GuardedClock;
+use super::config::{BrokerConfig, SealConfig};
+use super::init::{log_origin, places};
+use super::layout::Layout;
+use super::supervise::Supervisor;
+use crate::administration::PolicyError;
+use crate::authority::{Authority, AuthorityError};
+use crate::broker::ListenError;
+use crate::decision_log::{DecisionLog, LogKey, LogSettings, Note, OpenLogError, RecordError};
+use crate::identity::Identity;
+use crate::model::{Clock, Refusal, SecretValue, limits};
+use crate::store::{RedbStore, Store, StoreError};
+use crate::vault::{KeyFile, KeyProvider, RootKey, SealError, VaultError};
+use crate::wire::TlsError;
+
+/// Bytes of one segment of the log's journal.
+const SEGMENT: u64 = 64 * 1024 * 1024;
+
+/// Why a broker does not start. Each names what is wrong; nothing is repaired silently.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The seal does not open.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A sealed file can't be read.
+    #[error("can't read `{path}`")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A sealed key has another length than Doorward gives it.
+    #[error("the sealed key in `{0}` is not of the form that Doorward writes")]
+    Key(PathBuf),
+    /// The decision log.
+    #[error(transparent)]
+    Log(#[from] OpenLogError),
+    /// The first record could not be written.
+    #[error("the start could not be recorded: {0}")]
+    Record(#[from] RecordError),
+    /// The store.
+    #[error("the store `store.redb` does not open: {0}")]
+    Store(#[from] StoreError),
+    /// Store and log were taken from different times.
+    #[error(
+        "the store rests on record {grant} of the decision log, which has only {size} records: one \
+         of them was rolled back; restore both from the same backup"
+    )]
+    StoreAhead {
+        /// The record that the store's newest commit rests on.
+        grant: u64,
+        /// The log's size.
+        size: u64,
+    },
+    /// Secrets and keys.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// Identities.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The broker gives itself no certificate.
+    #[error("the broker's own identity was refused: {0}")]
+    OwnIdentity(Refusal),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A UDP port.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The management port.
+    #[error("can't listen on {address} (TCP, management)")]
+    Management {
+        /// Where.
+        address: SocketAddr,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A thread could not be started.
+    #[error("can't start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Everything that a start needs.
+pub struct BrokerStart {
+    /// Its directory.
+    pub layout: Layout,
+    /// Its configuration.
+    pub config: BrokerConfig,
+    /// What opens the seal.
+    pub provider: Box<dyn KeyProvider>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What stands once the seal is open and the start is recorded.
+pub struct Opened {
+    /// The tasks of this process.
+    pub supervisor: Supervisor,
+    /// Time, never before the last record.
+    pub clock: Arc<GuardedClock>,
+    /// The root key.
+    pub root: Arc<RootKey>,
+    /// The decision log.
+    pub log: DecisionLog,
+    /// Its writer.
+    pub log_thread: std::thread::JoinHandle<()>,
+    /// The store.
+    pub store: Arc<dyn Store>,
+}
+
+impl BrokerStart {
+    /// What opens the seal of a directory whose seal is a key file; a relative path lies in it.
+    pub fn key_file(layout: &Layout, config: &BrokerConfig) -> Option<Box<dyn KeyProvider>> {
+        match &config.seal {
+            SealConfig::KeyFile(path) => Some(Box::new(KeyFile(layout.root().join(path)))),
+            SealConfig::Passphrase => None,
+        }
+    }
+
+    /// Opens seal, log and store, and records the start.
+    ///
+    /// # Errors
+    /// The first thing that does not stand as it should; keys are wiped then.
+    pub(super) async fn open(&self) -> Result<Opened, StartError> {
+        let supervisor = Supervisor::default();
+        let root = Arc::new(RootKey::open(self.layout.root(), self.provider.as_ref())?);
+        let clock = Arc::new(GuardedClock::new(Arc::clone(&self.clock)));
+        let (log, log_thread) = self.open_log(&root, &clock, &supervisor)?;
+        let store: Arc<dyn Store> = Arc::new(RedbStore::open(&self.layout.store())?);
+        let size = log.head().size;
+        if let Some(grant) = store.last_grant().await?.filter(|grant| *grant >= size) {
+            return Err(StartError::StoreAhead { grant, size });
+        }
+        log.note(Note::Unsealed {
+            seal: self.provider.kind().to_owned(),
+            store_revision: store.revision().await?,
+        })
+        .await?;
+        Ok(Opened { supervisor, clock, root, log, log_thread, store })
+    }
+
+    fn open_log(
+        &self,
+        root: &RootKey,
+        clock: &Arc<GuardedClock>,
+        supervisor: &Supervisor,
+    ) -> Result<(DecisionLog, std::thread::JoinHandle<()>), StartError> {
+        let path = self.layout.log_key();
+        let seed = unwrap_file(root, "log", &path)?;
+        let seed: &[u8; 32] = seed.expose().try_into().map_err(|_| StartError::Key(path))?;
+        let settings = LogSettings {
+            dir: self.layout.log(),
+            origin: log_origin(&self.config.trust_domain),
+            reserve: limits::LOG_RESERVE,
+            segment_bytes: SEGMENT,
+        };
+        let (log, writer) = DecisionLog::open(settings, LogKey::from_seed(seed), clock.clone())?;
+        if let Some(last) = last_time(&log) {
+            clock.never_before(last);
+        }
+        let thread = supervisor
+            .go_on_thread("decision log", move || writer.run())
+            .map_err(StartError::Thread)?;
+        Ok((log, thread))
+    }
+
+    /// The CA, entries and devices.
+    pub(super) async fn open_authority(
+        &self,
+        opened: &Opened,
+    ) -> Result<(Authority, Arc<Identity>), StartError> {
+        let ca_key = unwrap_file(&opened.root, "ca", &self.layout.ca())?;
+        let (store, clock) = (Arc::clone(&opened.store), opened.clock.clone());
+        let domain = self.config.trust_domain.clone();
+        Ok(Authority::open(store, domain, ca_key, clock, places(&self.config)).await?)
+    }
+}
+
+impl Opened {
+    /// Ends what was opened without serving: the log is signed and closed.
+    pub(super) async fn close(self) {
+        drop(self.store);
+        drop(self.log);
+        self.supervisor.drain().await;
+        let log_thread = self.log_thread;
+        let joined = tokio::task::spawn_blocking(move || log_thread.join());
+        if tokio::time::timeout(limits::DRAIN, joined).await.is_err() {
+            tracing::warn!("the decision log's writer did not end in time");
+        }
+    }
+}
+
+fn unwrap_file(root: &RootKey, label: &str, path: &Path) -> Result<SecretValue, StartError> {
+    let wrapped =
+        std::fs::read(path).map_err(|source| StartError::File { path: path.to_owned(), source })?;
+    Ok(root.unwrap(label, &wrapped)?)
+}
+
+/// The time of the newest record.
+fn last_time(log: &DecisionLog) -> Option<time::OffsetDateTime> {
+    let last = log.head().size.checked_sub(1)?;
+    let (records, _) = log.read(last, 1, None).ok()?;
+    let record: serde_json::Value = serde_json::from_str(&records.first()?.1).ok()?;
+    let text = record.get("t")?.as_str()?;
+    time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()
+}

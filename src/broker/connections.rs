@@ -1,0 +1,173 @@
+//! The living connections, so that a revocation or a drop of posture closes them at once.
+//!
+//! Holds no transport type: the listener hands over a closure that closes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use time::OffsetDateTime;
+
+use crate::identity::{Identity, Peer, Standing};
+use crate::model::{DeviceId, Moment, SpiffeId, limits};
+use crate::policy::Bundle;
+use crate::posture::Posture;
+use crate::wire::CloseCode;
+
+/// Closes one connection.
+pub type Close = Box<dyn Fn(CloseCode) + Send + Sync>;
+
+/// One living connection.
+pub struct Connection {
+    peer: Peer,
+    id: SpiffeId,
+    device: Option<DeviceId>,
+    close: Close,
+    /// Names of the profiles under which something was released here.
+    relied_on: Mutex<Vec<String>>,
+}
+
+impl Connection {
+    /// Remembers that something was released here under these profiles.
+    pub fn rely_on<'a>(&self, profiles: impl Iterator<Item = &'a str>) {
+        let mut names = lock(&self.relied_on);
+        for profile in profiles {
+            if !names.iter().any(|name| name == profile) {
+                names.push(profile.to_owned());
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|broken| broken.into_inner())
+}
+
+/// All living connections.
+#[derive(Default)]
+pub struct Connections {
+    next: AtomicU64,
+    living: Mutex<Living>,
+}
+
+#[derive(Default)]
+struct Living {
+    all: HashMap<u64, Arc<Connection>>,
+    of_caller: HashMap<SpiffeId, usize>,
+}
+
+/// A place in [`Connections`]; dropping it takes the connection out.
+pub struct Place {
+    connections: Arc<Connections>,
+    number: u64,
+    /// The connection itself.
+    pub connection: Arc<Connection>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut living = lock(&self.connections.living);
+        living.all.remove(&self.number);
+        if let Some(count) = living.of_caller.get_mut(&self.connection.id) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                living.of_caller.remove(&self.connection.id);
+            }
+        }
+    }
+}
+
+impl Connections {
+    /// Takes a connection in, unless the caller or the broker has too many already.
+    pub fn enter(
+        self: &Arc<Self>,
+        peer: Peer,
+        id: SpiffeId,
+        device: Option<DeviceId>,
+        close: Close,
+    ) -> Option<Place> {
+        let mut living = lock(&self.living);
+        let of_caller = living.of_caller.get(&id).copied().unwrap_or(0);
+        if of_caller >= limits::CONNECTIONS_PER_CALLER
+            || living.all.len() >= limits::CONNECTIONS_MAX
+        {
+            return None;
+        }
+        living.of_caller.insert(id.clone(), of_caller + 1);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let connection =
+            Arc::new(Connection { peer, id, device, close, relied_on: Mutex::default() });
+        living.all.insert(number, Arc::clone(&connection));
+        Some(Place { connections: Arc::clone(self), number, connection })
+    }
+
+    /// How many live.
+    pub fn count(&self) -> usize {
+        lock(&self.living).all.len()
+    }
+
+    fn all(&self) -> Vec<Arc<Connection>> {
+        lock(&self.living).all.values().cloned().collect()
+    }
+
+    /// Closes every connection whose peer does not count any more. Gives the number closed.
+    pub fn review_identities(&self, identity: &Identity, now: Moment) -> usize {
+        let mut closed = 0;
+        for connection in self.all() {
+            let reason = match identity.recognise(&connection.peer, now).standing() {
+                Standing::Live => continue,
+                Standing::Expired | Standing::NotYet => CloseCode::Expired,
+                Standing::Revoked | Standing::Unknown => CloseCode::Revoked,
+            };
+            (connection.close)(reason);
+            closed += 1;
+        }
+        closed
+    }
+
+    /// Closes the device's connections on which something was released under a profile that it does
+    /// not hold now. Gives the number closed.
+    pub fn review_posture(
+        &self,
+        device: &DeviceId,
+        posture: &Posture,
+        bundle: &Bundle,
+        now: Moment,
+    ) -> usize {
+        let verdict = posture.look(Some(device), &bundle.demand_all(), now);
+        let mut closed = 0;
+        for connection in self.all() {
+            if connection.device.as_ref() != Some(device) {
+                continue;
+            }
+            let relied = lock(&connection.relied_on);
+            let held = |name: &String| verdict.held_names().any(|held| held == name);
+            if !relied.iter().all(held) {
+                drop(relied);
+                (connection.close)(CloseCode::Posture);
+                closed += 1;
+            }
+        }
+        closed
+    }
+
+    /// Devices that have a connection.
+    pub fn devices(&self) -> Vec<DeviceId> {
+        let mut devices: Vec<DeviceId> = self.all().iter().filter_map(|c| c.device).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        devices
+    }
+
+    /// Closes all, at the end of a drain.
+    pub fn close_all(&self, reason: CloseCode) {
+        for connection in self.all() {
+            (connection.close)(reason);
+        }
+    }
+}
+
+/// How long until `not_after`, from `now`; zero when it has passed.
+pub fn time_left(not_after: OffsetDateTime, now: Moment) -> std::time::Duration {
+    (not_after - now.wall()).try_into().unwrap_or_default()
+}

@@ -1,0 +1,396 @@
+//! The line: Peer → Caller → Verdict → Decision → Grant → Answer, for every request.
+//!
+//! Nothing returns before the log: whoever does not count, whatever is missing and whatever fails in
+//! judging is a value that ends in a recorded denial. What is guarded opens only for a `Grant`, and
+//! what was opened leaves only if nothing that it was decided under has changed meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::connections::Connection;
+use super::metrics::Metrics;
+use super::outcome::{Body, Same, index_of, refusal_of, refuse, releases};
+use super::rates::Rates;
+use crate::administration::Administration;
+use crate::authority::{Authority, OwnIdentity};
+use crate::decision_log::{DecisionLog, Note, Ruling};
+use crate::identity::{Caller, CallerKind, Identity, Peer, Standing};
+use crate::model::{
+    Action, Answer, Ask, ClientRef, Clock, Code, Failure, Kind, Moment, Object, Reason, Refusal,
+    Released, RequestId, SecretValue, Target,
+};
+use crate::policy::{Bundle, Generations, Policy};
+use crate::posture::{Demand, Posture};
+use crate::vault::Vault;
+
+/// The parts that the line joins.
+#[derive(Debug)]
+pub struct LineParts {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Who asks.
+    pub identity: Arc<Identity>,
+    /// From what.
+    pub posture: Arc<Posture>,
+    /// May it.
+    pub policy: Arc<Policy>,
+    /// Written down first.
+    pub log: DecisionLog,
+    /// Secrets.
+    pub vault: Vault,
+    /// Identities.
+    pub authority: Authority,
+    /// The rest.
+    pub administration: Administration,
+    /// Requests and denials a second.
+    pub rates: Rates,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The one way in.
+#[derive(Debug)]
+pub struct Line {
+    parts: LineParts,
+    /// The clocks agree; while they do not, nothing is issued.
+    clock_agrees: AtomicBool,
+    /// No new requests are taken.
+    draining: AtomicBool,
+}
+
+/// One climb: either its end, or «the policy changed meanwhile, climb once more».
+#[allow(clippy::large_enum_variant)] // lives on one stack for the length of one request
+enum Climb {
+    Ended(Result<Released, Refusal>),
+    Again,
+}
+
+impl Line {
+    /// Joins the parts.
+    pub fn new(parts: LineParts) -> Self {
+        Self { parts, clock_agrees: AtomicBool::new(true), draining: AtomicBool::new(false) }
+    }
+
+    /// The parts, for whoever supervises them.
+    pub fn parts(&self) -> &LineParts {
+        &self.parts
+    }
+
+    /// Says whether wall and boot clock agree.
+    pub fn clock_agrees(&self, agrees: bool) {
+        self.clock_agrees.store(agrees, Ordering::Relaxed);
+    }
+
+    /// From now on, requests are refused as `draining`.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers one request, or refuses it. Either way the decision is in the log first.
+    ///
+    /// # Errors
+    /// The refusal, as the client may see it.
+    pub async fn answer(
+        &self,
+        peer: &Peer,
+        connection: Option<&Connection>,
+        client: Option<ClientRef>,
+        ask: Ask,
+        mut body: impl Body,
+    ) -> (RequestId, Result<Released, Refusal>) {
+        let started = self.parts.clock.now();
+        let id = RequestId::new(started);
+        let ask = Arc::new(ask);
+        let mut read = None;
+        let mut outcome = Climb::Again;
+        for _ in 0..2 {
+            outcome =
+                self.climb(id, peer, connection, client.clone(), &ask, &mut body, &mut read).await;
+            if matches!(outcome, Climb::Ended(_)) {
+                break;
+            }
+        }
+        let outcome = match outcome {
+            Climb::Ended(outcome) => outcome,
+            Climb::Again => Err(refuse(id, Code::Unavailable, Reason::Changed)),
+        };
+        let reason = outcome.as_ref().err().map_or(Reason::Allow, |refusal| refusal.reason);
+        let took = self.parts.clock.now().since(started.boot());
+        self.parts.metrics.decided(ask.action(), reason, took.as_secs_f64());
+        (id, outcome)
+    }
+
+    /// The broker's own certificate: the same climb, for the one task that needs more than an answer.
+    ///
+    /// # Errors
+    /// As [`Line::answer`].
+    pub async fn own_identity(&self, peer: &Peer) -> Result<OwnIdentity, Refusal> {
+        let parts = &self.parts;
+        let now = parts.clock.now();
+        let id = RequestId::new(now);
+        let caller = Arc::new(parts.identity.recognise(peer, now));
+        let (bundle, ask) = (parts.policy.current(), Arc::new(Ask::Renew {}));
+        let demand = bundle.demand(&caller, &ask);
+        let verdict = parts.posture.assess(caller.device(), &demand, now).await;
+        let decision = bundle.decide(id, caller, verdict, ask, None, Target::Itself, now);
+        match parts.log.record(decision).await {
+            Ok(Ruling::Authority(grant)) => {
+                parts.authority.own_identity(grant).map_err(|failure| refusal_of(id, failure))
+            }
+            Ok(Ruling::Refused(refusal)) => Err(refusal),
+            Ok(_) => Err(refuse(id, Code::Internal, Reason::EngineError)),
+            Err(_) => Err(refuse(id, Code::Unavailable, Reason::LogUnavailable)),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn climb<B: Body>(
+        &self,
+        id: RequestId,
+        peer: &Peer,
+        connection: Option<&Connection>,
+        client: Option<ClientRef>,
+        ask: &Arc<Ask>,
+        body: &mut B,
+        read: &mut Option<SecretValue>,
+    ) -> Climb {
+        let parts = &self.parts;
+        let now = parts.clock.now();
+        let caller = Arc::new(parts.identity.recognise(peer, now));
+        if let Some(refusal) = self.over_rate(id, &caller, now) {
+            return Climb::Ended(Err(refusal));
+        }
+        let target = match self.locate(ask, &caller).await {
+            Ok(target) => target,
+            Err(failure) => {
+                parts.log.count(caller.id().as_str(), "the store did not answer");
+                return Climb::Ended(Err(refusal_of(id, failure)));
+            }
+        };
+        let bundle = parts.policy.current();
+        let demand = bundle.demand(&caller, ask);
+        let verdict = parts.posture.assess(caller.device(), &demand, now).await;
+        let decision =
+            bundle.decide(id, caller.clone(), verdict.clone(), ask.clone(), client, target, now);
+        if !decision.allowed() && !parts.rates.denial(caller.id(), now) {
+            parts.log.count(caller.id().as_str(), "denied over the rate");
+            return Climb::Ended(Err(refuse(id, Code::Limited, Reason::Limited)));
+        }
+        let made_under = decision.generations();
+        let ruling = match parts.log.record(decision).await {
+            Ok(ruling) => ruling,
+            Err(error) => {
+                tracing::warn!(request = %id, %error, "refused: the decision could not be recorded");
+                return Climb::Ended(Err(refuse(id, Code::Unavailable, Reason::LogUnavailable)));
+            }
+        };
+        let still = |line: &Self| line.still(&caller, &bundle, &demand, made_under);
+        if let Some(climb) = self.before_carrying_out(&ruling, still(self), ask, &caller).await {
+            return climb;
+        }
+        let index = index_of(&ruling);
+        let outcome = self.carry_out(ruling, body, read).await;
+        if outcome.is_ok() && releases(ask) {
+            match still(self) {
+                Same::All => {}
+                change => return self.not_released(id, index, change, outcome.is_ok(), ask).await,
+            }
+        }
+        if let Err(failure) = &outcome {
+            self.note_failure(id, index, failure).await;
+        }
+        if let (Ok(_), Some(connection)) = (&outcome, connection) {
+            connection.rely_on(verdict.held_names());
+        }
+        Climb::Ended(outcome.map_err(|failure| refusal_of(id, failure)))
+    }
+
+    /// Refused, overtaken by a change, or impossible at the moment: nothing is opened then.
+    async fn before_carrying_out(
+        &self,
+        ruling: &Ruling,
+        still: Same,
+        ask: &Ask,
+        caller: &Caller,
+    ) -> Option<Climb> {
+        let (id, index) = match ruling {
+            Ruling::Refused(refusal) => return Some(Climb::Ended(Err(refusal.clone()))),
+            Ruling::Secret(grant) => (grant.id(), grant.index()),
+            Ruling::Authority(grant) => (grant.id(), grant.index()),
+            Ruling::Administration(grant) => (grant.id(), grant.index()),
+        };
+        if still != Same::All {
+            return Some(self.not_released(id, index, still, false, ask).await);
+        }
+        let issuing = matches!(ask, Ask::Issue { .. } | Ask::Renew {} | Ask::Enroll { .. });
+        if issuing && !self.clock_agrees.load(Ordering::Relaxed) {
+            let failure = Failure::new(Code::Unavailable, Reason::ClockStep);
+            self.note_failure(id, index, &failure).await;
+            return Some(Climb::Ended(Err(refusal_of(id, failure))));
+        }
+        if let Ask::EntryCreate { entry } = ask {
+            // Nobody gets an identity out of an entry that he could not have issued himself.
+            let bundle = self.parts.policy.current();
+            let now = self.parts.clock.now();
+            let verdict = self.parts.posture.look(caller.device(), &bundle.demand_all(), now);
+            let object = Object::Svid(entry.spiffe_id.clone()).to_string();
+            if !bundle.can(caller, &verdict, Action::Issue, &object, now).0 {
+                let failure = Failure {
+                    code: Code::Denied,
+                    reason: Reason::NoAllow,
+                    hint: Some(format!("an entry needs the right to issue on `{object}` too")),
+                };
+                self.note_failure(id, index, &failure).await;
+                return Some(Climb::Ended(Err(refusal_of(id, failure))));
+            }
+        }
+        None
+    }
+
+    fn over_rate(&self, id: RequestId, caller: &Caller, now: Moment) -> Option<Refusal> {
+        if matches!(caller.kind(), CallerKind::Broker(_)) {
+            return None;
+        }
+        if self.draining.load(Ordering::Relaxed) {
+            return Some(refuse(id, Code::Unavailable, Reason::Draining));
+        }
+        if self.parts.rates.request(caller.id(), now) {
+            return None;
+        }
+        self.parts.log.count(caller.id().as_str(), "over the rate");
+        Some(refuse(id, Code::Limited, Reason::Limited))
+    }
+
+    /// What the object's name points at; no key is used.
+    async fn locate(&self, ask: &Ask, caller: &Caller) -> Result<Target, Failure> {
+        if let Ask::Report { facts } = ask {
+            let unchanged =
+                caller.device().is_some_and(|device| self.parts.posture.knows(device, facts));
+            return Ok(Target::Evidence { unchanged });
+        }
+        match ask.kind() {
+            Kind::Secret => self.parts.vault.locate(ask).await.map_err(|_| Failure::store()),
+            Kind::Authority => self.parts.authority.locate(ask).await.map_err(|_| Failure::store()),
+            Kind::Administration => Ok(Target::Itself),
+        }
+    }
+
+    async fn carry_out<B: Body>(
+        &self,
+        ruling: Ruling,
+        body: &mut B,
+        read: &mut Option<SecretValue>,
+    ) -> Result<Released, Failure> {
+        let value = match read.take() {
+            Some(value) => value,
+            None => body.read().await?,
+        };
+        match ruling {
+            Ruling::Secret(grant) => self.parts.vault.carry_out(grant, value).await,
+            Ruling::Authority(grant) => {
+                let (id, caller, ask) = (grant.id(), grant.caller().clone(), grant.ask().clone());
+                let released = self.parts.authority.carry_out(grant, value).await?;
+                self.note_epochs(id, &ask).await?;
+                Ok(self.with_posture(&caller, released))
+            }
+            Ruling::Administration(grant) => {
+                self.parts.administration.carry_out(grant, value, body.challenge()).await
+            }
+            Ruling::Refused(refusal) => {
+                Err(Failure { code: refusal.code, reason: refusal.reason, hint: refusal.hint })
+            }
+        }
+    }
+
+    /// A revocation stands in the log too, so that no restored store forgets it. It is in force
+    /// already; only its acknowledgement waits for this.
+    async fn note_epochs(&self, request: RequestId, ask: &Ask) -> Result<(), Failure> {
+        let floor = self.parts.authority.epochs_after(ask);
+        if floor.is_empty() {
+            return Ok(());
+        }
+        let detail = serde_json::to_value(&floor).unwrap_or_default();
+        let note = Note::Identity { request, what: "epochs", detail };
+        let noted = self.parts.log.note(note).await;
+        noted.map(|_| ()).map_err(|_| Failure::new(Code::Unavailable, Reason::LogUnavailable))
+    }
+
+    /// Authority knows no posture: where an answer shows one, it is put in here.
+    fn with_posture(&self, caller: &Caller, mut released: Released) -> Released {
+        let now = self.parts.clock.now();
+        let demand = self.parts.policy.current().demand_all();
+        match &mut released.answer {
+            Answer::Identity { posture, .. } => {
+                let verdict = self.parts.posture.look(caller.device(), &demand, now);
+                *posture = verdict.label().to_owned();
+            }
+            Answer::Devices { items } => {
+                let one = items.len() == 1;
+                for item in items {
+                    let verdict = self.parts.posture.look(Some(&item.id), &demand, now);
+                    item.posture = verdict.label().to_owned();
+                    item.evidence_age_ms =
+                        verdict.age().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+                    if one && let Some(standing) = self.parts.posture.standing(&item.id) {
+                        item.facts = serde_json::to_value(&standing.claims.facts).ok();
+                    }
+                }
+            }
+            _ => {}
+        }
+        released
+    }
+
+    /// Compares what the decision was made under with what stands now.
+    fn still(
+        &self,
+        caller: &Caller,
+        bundle: &Arc<Bundle>,
+        demand: &Demand,
+        made_under: Generations,
+    ) -> Same {
+        let now = self.parts.clock.now();
+        let verdict = self.parts.posture.look(caller.device(), demand, now);
+        if !self.parts.identity.still(caller, now)
+            || verdict.held() & made_under.held != made_under.held
+        {
+            return Same::CallerChanged;
+        }
+        if self.parts.policy.current().generation() != bundle.generation() {
+            return Same::PolicyChanged;
+        }
+        Same::All
+    }
+
+    /// Records that nothing left, and says whether to climb once more.
+    async fn not_released(
+        &self,
+        id: RequestId,
+        index: u64,
+        change: Same,
+        carried_out: bool,
+        ask: &Ask,
+    ) -> Climb {
+        let note = Note::NotReleased { request: id, index, reason: Reason::Changed };
+        if let Err(error) = self.parts.log.note(note).await {
+            tracing::warn!(request = %id, %error, "«not released» could not be recorded");
+        }
+        // A repeated read does nothing twice; anything else is not begun again once carried out.
+        if change == Same::PolicyChanged && (!carried_out || releases(ask)) {
+            return Climb::Again;
+        }
+        Climb::Ended(Err(refuse(id, Code::Unavailable, Reason::Changed)))
+    }
+
+    async fn note_failure(&self, id: RequestId, index: u64, failure: &Failure) {
+        let note = Note::NotReleased { request: id, index, reason: failure.reason };
+        if let Err(error) = self.parts.log.note(note).await {
+            tracing::warn!(request = %id, %error, "«not carried out» could not be recorded");
+        }
+    }
+}
+
+/// Whether a peer counts at all; the listener closes connections of those that do not.
+pub fn counts(identity: &Identity, peer: &Peer, now: Moment) -> bool {
+    identity.recognise(peer, now).standing() == Standing::Live
+}

@@ -1,0 +1,79 @@
+//! Counters of the line, in the OpenMetrics text format. No identity and no name is a label.
+
+use std::sync::atomic::AtomicI64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::model::{Action, Reason};
+
+/// What a decision is counted by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Decided {
+    action: &'static str,
+    reason: &'static str,
+}
+
+/// The broker's figures.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    decisions: Family<Decided, Counter>,
+    seconds: Histogram,
+    /// Living connections.
+    pub connections: Gauge<i64, AtomicI64>,
+    /// Connections closed by a revocation, an expiry or a posture drop.
+    pub closed: Counter,
+    /// Handshakes refused.
+    pub handshakes_refused: Counter,
+    /// Frames that were no request.
+    pub frames_refused: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("doorward");
+        let decisions = Family::<Decided, Counter>::default();
+        let seconds = Histogram::new(exponential_buckets(0.000_05, 2.0, 16));
+        let connections = Gauge::default();
+        let (closed, handshakes_refused, frames_refused) =
+            (Counter::default(), Counter::default(), Counter::default());
+        registry.register("decisions", "Requests decided, by action and reason", decisions.clone());
+        registry.register("request_seconds", "From head read to outcome", seconds.clone());
+        registry.register("connections", "Living connections", connections.clone());
+        registry.register("connections_closed", "Closed by the broker", closed.clone());
+        registry.register("handshakes_refused", "Refused handshakes", handshakes_refused.clone());
+        registry.register("frames_refused", "Frames that were no request", frames_refused.clone());
+        Self {
+            registry,
+            decisions,
+            seconds,
+            connections,
+            closed,
+            handshakes_refused,
+            frames_refused,
+        }
+    }
+}
+
+impl Metrics {
+    /// One request, decided.
+    pub fn decided(&self, action: Action, reason: Reason, seconds: f64) {
+        let decided = Decided { action: action.as_str(), reason: reason.code() };
+        self.decisions.get_or_create(&decided).inc();
+        self.seconds.observe(seconds);
+    }
+
+    /// The text that a scraper reads.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String can't fail; an empty page would only mean a blind scraper.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

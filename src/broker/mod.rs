@@ -1,0 +1,17 @@
+//! The line, the listener, the connections.
+//!
+//! Every request of every transport climbs [`Line::answer`]; there is no second way in.
+
+mod connections;
+mod line;
+mod listener;
+mod metrics;
+mod outcome;
+mod rates;
+
+pub use connections::{Connections, time_left};
+pub use line::{Line, LineParts};
+pub use listener::{ListenError, Listener, Port, Spawn};
+pub use metrics::Metrics;
+pub use outcome::{Body, Ready};
+pub use rates::Rates;

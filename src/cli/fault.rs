@@ -1,0 +1,111 @@
+//! How a command fails.
+
+use crate::model::{Code, Refusal};
+use crate::wire::ClientError;
+
+/// A failure with what its reader needs: what, why, what to do, and the request to quote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Lower case, no full stop.
+    pub error: String,
+    /// What lies behind it.
+    pub cause: Option<String>,
+    /// What to do.
+    pub hint: Option<String>,
+    /// The broker's id of the request.
+    pub request: Option<String>,
+    /// 1 failed, 2 usage, 3 denied, 4 unavailable.
+    pub exit: u8,
+}
+
+impl Fault {
+    /// It went wrong.
+    pub fn failed(error: impl Into<String>) -> Self {
+        Self { error: error.into(), cause: None, hint: None, request: None, exit: 1 }
+    }
+
+    /// The command line is wrong.
+    pub fn usage(error: impl Into<String>) -> Self {
+        Self { exit: 2, ..Self::failed(error) }
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn cause(mut self, cause: impl Into<String>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// Adds the way out.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// An error with all that lies behind it.
+    pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut fault = Self::failed(error.to_string());
+        let mut causes = Vec::new();
+        let mut next = error.source();
+        while let Some(source) = next {
+            causes.push(source.to_string());
+            next = source.source();
+        }
+        if !causes.is_empty() {
+            fault.cause = Some(causes.join(": "));
+        }
+        fault
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        let exit = match refusal.code {
+            Code::Denied | Code::Expired => 3,
+            Code::Limited | Code::Unavailable => 4,
+            _ => 1,
+        };
+        let hint = refusal.hint.clone().or_else(|| match refusal.code {
+            Code::Denied => Some(format!(
+                "whoever may read the log sees why with `doorward explain {}`",
+                refusal.request
+            )),
+            Code::Expired => Some("log in or enrol again".to_owned()),
+            _ => None,
+        });
+        Self {
+            error: format!("{} by the broker", word(refusal.code)),
+            cause: Some(format!("{} {}", refusal.reason.code(), refusal.reason.word())),
+            hint,
+            request: Some(refusal.request.to_string()),
+            exit,
+        }
+    }
+}
+
+fn word(code: Code) -> &'static str {
+    match code {
+        Code::Denied => "denied",
+        Code::Invalid => "refused as invalid",
+        Code::NotFound => "not found",
+        Code::Conflict => "refused as a conflict",
+        Code::TooLarge => "refused as too large",
+        Code::Expired => "refused as expired",
+        Code::Limited => "limited",
+        Code::Unavailable => "not served for the moment",
+        Code::Internal => "failed",
+    }
+}
+
+impl From<ClientError> for Fault {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Refused(refusal) => refusal.into(),
+            other => {
+                let exit = if other.is_unavailable() { 4 } else { 1 };
+                Self { exit, ..Self::of(&other) }
+            }
+        }
+    }
+}

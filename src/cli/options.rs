@@ -1,0 +1,341 @@
+//! The options and actions of the single commands; the grammar's leaves.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand};
+
+/// `doorward init`
+#[derive(Debug, ClapArgs)]
+pub struct InitOptions {
+    /// The new directory
+    pub dir: PathBuf,
+    /// Whose identities it will issue
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: String,
+    /// UDP address for holders of identities
+    #[arg(long, default_value = "0.0.0.0:8443")]
+    pub listen: std::net::SocketAddr,
+    /// UDP address for devices that enrol
+    #[arg(long, default_value = "0.0.0.0:8444")]
+    pub listen_enrolment: std::net::SocketAddr,
+    /// Loopback TCP address for health and metrics
+    #[arg(long, default_value = "127.0.0.1:8081")]
+    pub management: std::net::SocketAddr,
+    /// Host name or address that other machines reach this broker by
+    #[arg(long, value_name = "HOST", default_value = "localhost")]
+    pub advertise: String,
+    /// `key-file` (starts by itself) or `passphrase` (a person at each start, or a systemd credential)
+    #[arg(long, default_value = "key-file", value_parser = ["key-file", "passphrase"])]
+    pub seal: String,
+    /// An existing 32-byte key file; without it one is made in the directory
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Read the passphrase from this file; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Name of the first operator
+    #[arg(long, default_value = "admin")]
+    pub operator: String,
+    /// Write the operator's token to this new file (0600) instead of printing it
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// `doorward broker`
+#[derive(Debug, ClapArgs)]
+pub struct BrokerOptions {
+    /// The broker's directory
+    pub dir: PathBuf,
+    /// Read the passphrase from this file; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Write the addresses to this file once requests are answered
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+}
+
+/// `doorward agent …`
+#[derive(Debug, Subcommand)]
+pub enum AgentAction {
+    /// Enrol this machine with a join token and write the agent's configuration
+    Join {
+        /// The single-use token; `-` reads it from standard input
+        token: String,
+        /// The socket that workloads will ask
+        #[arg(long, value_name = "SOCKET", default_value = "/run/doorward/agent.sock")]
+        listen: PathBuf,
+        /// A word for people; without it the host's name
+        #[arg(long)]
+        name: Option<String>,
+    },
+}
+
+/// `doorward put`
+#[derive(Debug, ClapArgs)]
+pub struct PutOptions {
+    /// The secret
+    pub name: String,
+    /// Read the value from this file instead of standard input
+    #[arg(long, conflicts_with = "generate")]
+    pub file: Option<PathBuf>,
+    /// Let so many random bytes be the value (base64url text)
+    #[arg(long, value_name = "BYTES")]
+    pub generate: Option<usize>,
+    /// Only if the newest version is this one; 0 means «must not exist»
+    #[arg(long)]
+    pub cas: Option<u64>,
+    /// Labels `key=value`, replacing those that stand
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// Do not serve the new version until it is activated
+    #[arg(long)]
+    pub staged: bool,
+    /// Keep a newline at the end of the value
+    #[arg(long)]
+    pub keep_newline: bool,
+}
+
+/// `doorward get`
+#[derive(Debug, ClapArgs)]
+pub struct GetOptions {
+    /// The secret
+    pub name: String,
+    /// A version other than the active one
+    #[arg(long = "version", id = "of_version")]
+    pub version: Option<u64>,
+    /// Print the value even to a terminal
+    #[arg(long)]
+    pub show: bool,
+    /// Ask the agent as this SPIFFE ID, where several fit
+    #[arg(long = "as", value_name = "SPIFFE-ID")]
+    pub as_id: Option<String>,
+}
+
+/// `doorward run`
+#[derive(Debug, ClapArgs)]
+pub struct RunOptions {
+    /// `NAME=secret/<name>`: the value goes into this variable
+    #[arg(long, value_name = "NAME=SECRET")]
+    pub env: Vec<String>,
+    /// `NAME=secret/<name>`: the value goes into a memory file; the variable holds its path
+    #[arg(long, value_name = "NAME=SECRET")]
+    pub file: Vec<String>,
+    /// Ask as this SPIFFE ID, where several fit
+    #[arg(long = "as", value_name = "SPIFFE-ID")]
+    pub as_id: Option<String>,
+    /// The command, after `--`
+    #[arg(last = true, required = true)]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// `doorward token …`
+#[derive(Debug, Subcommand)]
+pub enum TokenAction {
+    /// Make a single-use join token for a device
+    Create {
+        /// The class that the device will have
+        #[arg(long, default_value = "server")]
+        class: String,
+        /// Life of the token in seconds, 60 to 86400
+        #[arg(long, default_value_t = 600)]
+        ttl: u32,
+    },
+}
+
+/// `doorward operator …`
+#[derive(Debug, Subcommand)]
+pub enum OperatorAction {
+    /// Make a single-use token for a new operator
+    Add {
+        /// The operator's name
+        name: String,
+    },
+    /// End an operator's identity, now
+    Remove {
+        /// The operator's name
+        name: String,
+    },
+}
+
+/// `doorward recover …`
+#[derive(Debug, Subcommand)]
+pub enum RecoverAction {
+    /// A new operator's token, on the stopped broker's host; leaves a record
+    Operator {
+        /// The broker's directory
+        dir: PathBuf,
+        /// The operator's name
+        #[arg(long, default_value = "recovered")]
+        name: String,
+        /// Read the passphrase from this file; `-` is standard input
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+}
+
+/// `doorward device …`
+#[derive(Debug, Subcommand)]
+pub enum DeviceAction {
+    /// All devices
+    List,
+    /// One device with its facts
+    Show {
+        /// Its id, or the beginning of it
+        id: String,
+    },
+    /// End a device: every identity issued to it is dead at once
+    Revoke {
+        /// Its id, or the beginning of it
+        id: String,
+    },
+}
+
+/// `doorward entry …`
+#[derive(Debug, Subcommand)]
+pub enum EntryAction {
+    /// Make an entry
+    Create {
+        /// The identity: a SPIFFE ID, or its path
+        #[arg(long, value_name = "SPIFFE-ID")]
+        id: String,
+        /// Devices of this class
+        #[arg(long, default_value = "server")]
+        class: String,
+        /// Only this device of the class
+        #[arg(long)]
+        device: Option<String>,
+        /// `uid:N`, `gid:N`, `path:/…`, `exe_sha256:…`, `unit:x.service`; all must hold
+        #[arg(long, value_name = "KIND:VALUE", required = true)]
+        selector: Vec<String>,
+        /// Life of an SVID in seconds
+        #[arg(long)]
+        ttl: Option<u32>,
+        /// Given when a process fits several entries and names none
+        #[arg(long)]
+        default: bool,
+    },
+    /// All entries
+    List,
+    /// End an entry and every identity that it gave
+    Delete {
+        /// Its id
+        id: String,
+    },
+    /// Say which entry a running process fits, and what the nearest lacks
+    Explain {
+        /// The process id, on this machine
+        pid: u32,
+    },
+}
+
+/// `doorward identity …`
+#[derive(Debug, Subcommand)]
+pub enum IdentityAction {
+    /// End every living SVID of a SPIFFE ID, now; its entries stay suspended
+    Revoke {
+        /// The SPIFFE ID, or its path
+        id: String,
+        /// Let the entries give SVIDs again
+        #[arg(long)]
+        resume: bool,
+    },
+}
+
+/// `doorward policy …`
+#[derive(Debug, Subcommand)]
+pub enum PolicyAction {
+    /// Check a directory of policies; every fault with its place
+    Check {
+        /// The directory with policy.csv, posture.toml and tests/
+        #[arg(default_value = "policies")]
+        dir: PathBuf,
+        /// The trust domain; without it the one that the rows name
+        #[arg(long, value_name = "NAME")]
+        trust_domain: Option<String>,
+    },
+    /// Check a directory and put it in force
+    Activate {
+        /// The directory with policy.csv, posture.toml and tests/
+        #[arg(default_value = "policies")]
+        dir: PathBuf,
+    },
+    /// Go back to the policy before
+    Rollback,
+    /// Print the policy in force
+    Show,
+}
+
+/// `doorward log …`
+#[derive(Debug, Subcommand)]
+pub enum LogAction {
+    /// The newest records; `--follow` goes on
+    Tail {
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        count: u32,
+        /// Only records that hold this text
+        #[arg(long, value_name = "TEXT")]
+        holding: Option<String>,
+        /// Wait for more
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// One record
+    Show {
+        /// Its index
+        index: u64,
+    },
+    /// Check every byte of a log's directory against its signed checkpoint
+    Verify {
+        /// The log's directory
+        dir: PathBuf,
+        /// The log's public key: a file or its text; without it `log.vkey` beside the directory
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+    },
+}
+
+/// `doorward backup`
+#[derive(Debug, ClapArgs)]
+pub struct BackupOptions {
+    /// The new file for the sealed data
+    pub file: PathBuf,
+    /// The new file for the keys, encrypted to the recipient
+    #[arg(long, value_name = "FILE", requires = "recipient")]
+    pub keys: Option<PathBuf>,
+    /// The recipient's public key, base64
+    #[arg(long, value_name = "KEY")]
+    pub recipient: Option<String>,
+    /// Instead: make a recipient's key pair; the private key goes to FILE (0600)
+    #[arg(long)]
+    pub new_recipient: bool,
+}
+
+/// `doorward restore`
+#[derive(Debug, ClapArgs)]
+pub struct RestoreOptions {
+    /// The backup of the data
+    pub file: PathBuf,
+    /// The backup of the keys
+    #[arg(long, value_name = "FILE")]
+    pub keys: PathBuf,
+    /// The recipient's private key
+    #[arg(long, value_name = "FILE")]
+    pub recipient_key: PathBuf,
+    /// The new broker directory
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// The decision log's directory as it was kept, so that no revocation is forgotten
+    #[arg(long, value_name = "DIR")]
+    pub log: PathBuf,
+}
+
+/// `doorward config …`
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Name every fault of a broker.toml
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}

@@ -1,0 +1,88 @@
+//! policy check, activate, rollback, show.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::access::Access;
+use super::args::PolicyAction;
+use super::fault::Fault;
+use super::output::{Output, printable};
+use super::secrets::unexpected;
+use crate::model::{Answer, Ask, Diagnostic, SecretValue, TrustDomain};
+use crate::policy::{Bundle, BundleFiles};
+
+/// All faults of a directory, as a compiler shows them.
+fn told(faults: &[Diagnostic], output: &Output) -> Fault {
+    for fault in faults {
+        match output.is_json() {
+            true => output.text(&serde_json::to_string(fault).unwrap_or_default()),
+            false => eprintln!("{}", printable(&fault.render())),
+        }
+    }
+    let plural = if faults.len() == 1 { "fault" } else { "faults" };
+    Fault::failed(format!("{} {plural} in the policies; nothing was changed", faults.len()))
+}
+
+/// The trust domain that the first row with a SPIFFE ID names.
+fn domain_of(files: &BundleFiles) -> Option<TrustDomain> {
+    let text = files.files.get("policy.csv")?;
+    let rest = text.split("spiffe://").nth(1)?;
+    TrustDomain::parse(rest.split(['/', ',', ' ', '\n']).next()?).ok()
+}
+
+pub fn check(dir: &Path, domain: Option<&str>, output: &Output) -> Result<(), Fault> {
+    let files = BundleFiles::read_dir(dir).map_err(|faults| told(&faults, output))?;
+    let domain = match domain {
+        Some(text) => TrustDomain::parse(text).map_err(|error| {
+            Fault::usage(format!("`{text}` is not a trust domain")).cause(error.to_string())
+        })?,
+        None => domain_of(&files).ok_or_else(|| {
+            Fault::usage("no row names a trust domain").hint("name it with `--trust-domain NAME`")
+        })?,
+    };
+    let bundle = Bundle::build(&files, 1, &domain).map_err(|faults| told(&faults, output))?;
+    output.result(
+        &format!("{} is sound: sha256:{}", dir.display(), bundle.digest()),
+        &json!({ "sound": true, "digest": format!("sha256:{}", bundle.digest()) }),
+    );
+    Ok(())
+}
+
+pub async fn policy(action: PolicyAction, access: &Access, output: &Output) -> Result<(), Fault> {
+    let (ask, body) = match action {
+        PolicyAction::Activate { dir } => {
+            let files = BundleFiles::read_dir(&dir).map_err(|faults| told(&faults, output))?;
+            (Ask::PolicyActivate {}, SecretValue::new(files.to_json()))
+        }
+        PolicyAction::Rollback => (Ask::PolicyRollback {}, SecretValue::empty()),
+        PolicyAction::Show | PolicyAction::Check { .. } => {
+            (Ask::PolicyRead {}, SecretValue::empty())
+        }
+    };
+    let reading = matches!(ask, Ask::PolicyRead {});
+    let (_, released) = access.ask(ask, body).await?;
+    let Answer::Policy { serial, digest } = &released.answer else {
+        return Err(unexpected(&released));
+    };
+    if !reading {
+        output.result(
+            &format!("policy {serial} is in force: {digest}"),
+            &json!({ "serial": serial, "digest": digest }),
+        );
+        return Ok(());
+    }
+    let files = BundleFiles::from_json(released.body.expose())
+        .map_err(|_| Fault::failed("the broker sent a policy that can't be read"))?;
+    if output.is_json() {
+        output
+            .text(&json!({ "serial": serial, "digest": digest, "files": files.files }).to_string());
+        return Ok(());
+    }
+    let mut text = format!("# policy {serial} {digest}\n");
+    for (name, content) in &files.files {
+        text.push_str(&format!("\n# ---- {name}\n{content}"));
+    }
+    output.text(&printable(&text));
+    Ok(())
+}

@@ -1,0 +1,327 @@
+//! init, broker, agent, login, dev, demo, recover, restore, config check.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+use tracing_subscriber::EnvFilter;
+
+use super::access::Access;
+use super::args::{
+    AgentAction, BrokerOptions, ConfigAction, InitOptions, RecoverAction, RestoreOptions,
+};
+use super::block_on;
+use super::fault::Fault;
+use super::output::Output;
+use crate::app::{
+    self, BrokerConfig, BrokerStart, KeyFile, KeyProvider, Layout, Passphrase, SealConfig,
+    SealSource, Wishes, shutdown_signal,
+};
+use crate::model::{Clock, SecretValue, SystemClock, TrustDomain};
+
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock)
+}
+
+/// The program's own diagnostics: for people on a terminal, JSON otherwise.
+fn diagnostics() {
+    let filter = EnvFilter::try_from_env("DOORWARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second call (tests in one process) keeps the first subscriber.
+    let _ = match std::io::stderr().is_terminal() {
+        true => builder.with_target(false).try_init(),
+        false => builder.json().try_init(),
+    };
+}
+
+pub fn config(action: ConfigAction, output: &Output) -> Result<(), Fault> {
+    let ConfigAction::Check { file } = action;
+    let config = read_config(&file, output)?;
+    output.result(
+        &format!("{} is sound, for {}", file.display(), config.trust_domain),
+        &json!({ "sound": true, "trust_domain": config.trust_domain }),
+    );
+    Ok(())
+}
+
+fn read_config(file: &Path, output: &Output) -> Result<BrokerConfig, Fault> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        Fault::failed(format!("can't read `{}`", file.display())).cause(error.to_string())
+    })?;
+    BrokerConfig::parse(&file.display().to_string(), &text).map_err(|faults| {
+        for fault in &faults {
+            match output.is_json() {
+                true => output.text(&serde_json::to_string(fault).unwrap_or_default()),
+                false => eprintln!("{}", fault.render()),
+            }
+        }
+        Fault::failed(format!("{} faults in `{}`", faults.len(), file.display()))
+    })
+}
+
+pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
+    let trust_domain = TrustDomain::parse(&options.trust_domain).map_err(|error| {
+        Fault::usage(format!("`{}` is not a trust domain", options.trust_domain))
+            .cause(error.to_string())
+    })?;
+    let place = |address: std::net::SocketAddr| format!("{}:{}", options.advertise, address.port());
+    let passphrase = options.seal == "passphrase";
+    let (seal, provider): (SealConfig, Option<Box<dyn KeyProvider>>) =
+        match (passphrase, options.key_file) {
+            (true, _) => {
+                let source = SealSource { passphrase_file: options.passphrase_file };
+                let text = source.passphrase(true).map_err(|error| Fault::of(&error))?;
+                (SealConfig::Passphrase, Some(Box::new(Passphrase(text))))
+            }
+            (false, Some(path)) => {
+                let path = std::path::absolute(&path).unwrap_or(path);
+                (SealConfig::KeyFile(path.clone()), Some(Box::new(KeyFile(path))))
+            }
+            (false, None) => (SealConfig::KeyFile(PathBuf::from("seal.key")), None),
+        };
+    let wishes = Wishes {
+        config: BrokerConfig {
+            trust_domain,
+            listen: options.listen,
+            enrolment: options.listen_enrolment,
+            management: options.management,
+            advertise: place(options.listen),
+            advertise_enrolment: place(options.listen_enrolment),
+            seal,
+            caller_rate: crate::model::limits::CALLER_RATE,
+            denial_rate: crate::model::limits::DENIAL_RATE,
+        },
+        operator: options.operator,
+    };
+    let made = block_on(async {
+        app::init(&options.dir, &wishes, provider, clock()).await.map_err(|error| Fault::of(&error))
+    })?;
+    let token = String::from_utf8_lossy(made.operator_token.expose()).into_owned();
+    if let Some(file) = &options.token_file {
+        app::write_private(file, token.as_bytes()).map_err(|error| Fault::of(&error))?;
+    }
+    let dir = options.dir.display();
+    let shown = match &options.token_file {
+        Some(file) => format!("token in {}", file.display()),
+        None => token.clone(),
+    };
+    let human = match passphrase {
+        true => {
+            "\nA passphrase means a person at each start, or a systemd credential\n\
+                 (LoadCredentialEncrypted=doorward-passphrase:…)."
+        }
+        false => {
+            "\nThe seal is a key file: whoever reads the whole directory can open it. Keep the\n\
+                  key elsewhere (`--key-file`) or give it by LoadCredentialEncrypted."
+        }
+    };
+    output.result(
+        &format!(
+            "made a broker for {} in {dir}{human}\n\n\
+             start it:   doorward broker {dir}\n\
+             log in:     doorward login -   (within 24 hours, once, with this token)\n\n{shown}",
+            wishes.config.trust_domain
+        ),
+        &json!({
+            "dir": options.dir, "trust_domain": wishes.config.trust_domain,
+            "operator_token": options.token_file.is_none().then_some(token),
+            "log_vkey": made.log_vkey, "root": made.root,
+        }),
+    );
+    Ok(())
+}
+
+pub fn broker(options: BrokerOptions, output: &Output) -> Result<(), Fault> {
+    diagnostics();
+    let layout = Layout::new(&options.dir);
+    let config = read_config(&layout.config(), output)?;
+    let source = SealSource { passphrase_file: options.passphrase_file };
+    let provider = match BrokerStart::key_file(&layout, &config) {
+        Some(provider) => provider,
+        None => source.provider(&config.seal).map_err(|error| Fault::of(&error))?,
+    };
+    block_on(async {
+        let stop = shutdown_signal().map_err(|error| Fault::of(&error))?;
+        let start = BrokerStart { layout, config, provider, clock: clock() };
+        let running = start.start().await.map_err(|error| {
+            Fault::of(&error).hint("`doorward doctor DIR` looks at the directory and the machine")
+        })?;
+        tracing::info!(
+            broker = %running.address, enrolment = %running.enrolment,
+            management = %running.management, "ready"
+        );
+        if let Some(file) = &options.ready_file {
+            let text = json!({
+                "broker": running.address.to_string(), "enrolment": running.enrolment.to_string(),
+                "management": running.management.to_string(),
+            });
+            app::write_private(file, text.to_string().as_bytes()).map_err(|e| Fault::of(&e))?;
+        }
+        app::notify_ready();
+        running.run_until(stop).await.map_err(|(task, why)| {
+            Fault::failed(format!("the task `{task}` fell; the broker has stopped")).cause(why)
+        })
+    })
+}
+
+/// A token from the command line, or from standard input for `-`.
+fn token(text: &str) -> Result<SecretValue, Fault> {
+    if text != "-" {
+        return Ok(SecretValue::new(text.as_bytes().to_vec()));
+    }
+    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(4096));
+    std::io::stdin()
+        .lock()
+        .take(4096)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Fault::failed("can't read the token").cause(error.to_string()))?;
+    Ok(SecretValue::new(bytes.trim_ascii().to_vec()))
+}
+
+fn as_text(token: &SecretValue) -> Result<&str, Fault> {
+    std::str::from_utf8(token.expose()).map_err(|_| Fault::usage("the token is not text"))
+}
+
+pub fn login(text: &str, access: &Access, output: &Output) -> Result<(), Fault> {
+    let (token, dir) = (token(text)?, access.identity_or_home()?);
+    let id = block_on(async {
+        let login = app::login(as_text(&token)?, &dir, clock());
+        login.await.map_err(enrol_fault)
+    })?;
+    output.result(
+        &format!(
+            "logged in as {id}\nthe identity lies in {0}\nuse it:  export DOORWARD_IDENTITY={0}",
+            dir.display()
+        ),
+        &json!({ "spiffe_id": id, "identity": dir }),
+    );
+    Ok(())
+}
+
+fn enrol_fault(error: app::EnrolError) -> Fault {
+    match error {
+        app::EnrolError::Client(error) => error.into(),
+        other => Fault::of(&other),
+    }
+}
+
+pub fn agent(dir: PathBuf, action: Option<AgentAction>, output: &Output) -> Result<(), Fault> {
+    match action {
+        Some(AgentAction::Join { token: text, listen, name }) => {
+            let token = token(&text)?;
+            let name = name.unwrap_or_else(app::host_name);
+            let settings = block_on(async {
+                let join = app::join(as_text(&token)?, &dir, &listen, &name, clock());
+                join.await.map_err(enrol_fault)
+            })?;
+            output.result(
+                &format!(
+                    "joined {} as `{name}`\nstart it:  doorward agent --dir {}",
+                    settings.domain,
+                    dir.display()
+                ),
+                &json!({ "dir": dir, "trust_domain": settings.domain, "name": name }),
+            );
+            Ok(())
+        }
+        None => {
+            diagnostics();
+            block_on(async {
+                let stop = shutdown_signal().map_err(|error| Fault::of(&error))?;
+                app::run_agent(&dir, clock(), stop).await.map_err(|error| {
+                    Fault::of(&error).hint("`doorward doctor` looks at the machine")
+                })
+            })
+        }
+    }
+}
+
+pub fn dev(dir: Option<PathBuf>, output: &Output) -> Result<(), Fault> {
+    diagnostics();
+    block_on(async {
+        let stop = shutdown_signal().map_err(|error| Fault::of(&error))?;
+        let told = |text: &str, value: &serde_json::Value| output.result(text, value);
+        app::dev(dir, clock(), stop, &told).await.map_err(|error| Fault::of(error.as_ref()))
+    })
+}
+
+pub fn demo(keep: bool, output: &Output) -> Result<(), Fault> {
+    let demo = app::Demo::new(output.is_json(), keep);
+    demo.run().map_err(|error| Fault::failed("the demo did not come to its end").cause(error))
+}
+
+pub fn recover(action: RecoverAction, output: &Output) -> Result<(), Fault> {
+    let RecoverAction::Operator { dir, name, passphrase_file } = action;
+    let layout = Layout::new(&dir);
+    let config = read_config(&layout.config(), output)?;
+    let provider = match BrokerStart::key_file(&layout, &config) {
+        Some(provider) => provider,
+        None => SealSource { passphrase_file }
+            .provider(&config.seal)
+            .map_err(|error| Fault::of(&error))?,
+    };
+    let token = block_on(async {
+        let start = BrokerStart { layout, config, provider, clock: clock() };
+        app::recover_operator(start, &name).await.map_err(|error| {
+            Fault::of(&error).hint("stop the broker first; it holds the store and the log")
+        })
+    })?;
+    let text = String::from_utf8_lossy(token.expose());
+    output.result(&text, &json!({ "token": text, "name": name }));
+    Ok(())
+}
+
+pub fn restore(options: RestoreOptions, output: &Output) -> Result<(), Fault> {
+    let key = std::fs::read(&options.recipient_key).map_err(|error| {
+        Fault::failed("can't read the recipient's private key").cause(error.to_string())
+    })?;
+    let key = SecretValue::new(key);
+    let parts = app::Restore {
+        data: &options.file,
+        keys: &options.keys,
+        recipient_key: &key,
+        log: &options.log,
+        to: &options.to,
+    };
+    block_on(async { app::restore(&parts).await.map_err(|error| Fault::of(&error)) })?;
+    output.result(
+        &format!(
+            "restored into {0}; join tokens are void\nstart it:  doorward broker {0}",
+            options.to.display()
+        ),
+        &json!({ "dir": options.to }),
+    );
+    Ok(())
+}
+
+pub fn bench(seconds: u64, rounds: usize, output: &Output) -> Result<(), Fault> {
+    let measure = app::Measure {
+        run: std::time::Duration::from_secs(seconds.clamp(1, 60)),
+        rounds: rounds.clamp(1, 9),
+    };
+    let told = |line: &serde_json::Value| {
+        let cell = |key: &str| line.get(key).map_or_else(String::new, ToString::to_string);
+        output.result(
+            &format!(
+                "{:<12} bare {:>8}/s  ours {:>8}/s  ratio {:<5} p50 {} us  p99 {} us  cpu {} us (bare {})",
+                line.get("shape").and_then(serde_json::Value::as_str).unwrap_or(""),
+                cell("bare_rps"), cell("rps"), cell("ratio"), cell("p50_us"), cell("p99_us"),
+                cell("server_cpu_us"), cell("bare_cpu_us"),
+            ),
+            line,
+        );
+    };
+    app::bench(measure, &told)
+        .map_err(|why| Fault::failed("the measurement did not come to its end").cause(why))
+}
+
+pub fn echo(answer: usize, ready: &Path, access: &Access) -> Result<(), Fault> {
+    let Some(identity) = access.identity() else {
+        return Err(Fault::usage("the echo needs an identity"));
+    };
+    block_on(async {
+        let echo = app::echo(identity, answer.min(65_536), ready);
+        echo.await.map_err(|why| Fault::failed("the echo ended").cause(why))
+    })
+}

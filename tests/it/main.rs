@@ -1,0 +1,5 @@
+//! Tests of the whole: one binary, real handshakes, ports that the system chooses.
+
+mod backup;
+mod journey;
+mod tidy;
