@@ -24,6 +24,8 @@ pub const SHAPES: &[(usize, usize)] = &[(1, 1), (16, 1), (128, 1), (1, 128)];
 /// How long and how often is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Measure {
+    /// Only this shape, e.g. `(128, 1)`; all of them and the rest otherwise.
+    pub only: Option<(usize, usize)>,
     /// Length of one run.
     pub run: Duration,
     /// Runs of each, in turn; the median counts.
@@ -62,12 +64,16 @@ pub fn bench(measure: Measure, told: &dyn Fn(&Value)) -> Result<(), String> {
         request: request(),
         credentials,
     };
+    if let Some((connections, in_flight)) = measure.only {
+        told(&runtime.block_on(sides.shape(connections, in_flight, measure))?);
+        return Ok(());
+    }
     for (connections, in_flight) in SHAPES {
         let line = runtime.block_on(sides.shape(*connections, *in_flight, measure))?;
         told(&line);
     }
     told(&runtime.block_on(sides.handshakes(measure))?);
-    Ok(())
+    super::bench_policy::bench_policy(&sides.credentials, measure.run, told)
 }
 
 /// A broker without rate limits, a rule and a secret.
@@ -251,7 +257,8 @@ impl Sides {
     }
 }
 
-fn at(sorted: &[u64], part: f64) -> f64 {
+/// The value at this part of a sorted list of nanoseconds, in microseconds.
+pub(super) fn at(sorted: &[u64], part: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     let index = (f64::from(u32::try_from(last).unwrap_or(u32::MAX)) * part).round();
     // The product of a length and a part of one is a small whole number.

@@ -2,6 +2,7 @@
 
 mod agent;
 mod bench;
+mod bench_policy;
 mod broker;
 mod child;
 mod clock;
@@ -36,7 +37,7 @@ pub use files::{FileError, write_private};
 pub use init::{InitError, Initialised, Wishes, init};
 pub use layout::Layout;
 pub use opening::{BrokerStart, StartError};
-pub use process::{harden, host_name, notify_ready, shutdown_signal};
+pub use process::{harden, host_name, notify_ready, raise_files, shutdown_signal};
 pub use recovery::{RecoveryError, Restore, new_recipient, recover_operator, restore};
 pub use seal_source::{SealSource, SealSourceError};
 pub use stage::Stage;

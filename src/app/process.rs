@@ -16,6 +16,17 @@ pub fn harden(hidden: bool) -> Result<(), nix::Error> {
     nix::sys::prctl::set_dumpable(!hidden)
 }
 
+/// Raises the number of open files to what the system allows, at most 64 Ki: each workload of an
+/// agent holds a socket and two descriptors of its process. A refusal is no fault; fewer then fit.
+pub fn raise_files() {
+    if let Ok((soft, hard)) = nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE) {
+        let wanted = hard.min(64 * 1024);
+        if wanted > soft {
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard);
+        }
+    }
+}
+
 /// Resolves at SIGTERM or SIGINT. The handlers stand once this returns.
 ///
 /// # Errors

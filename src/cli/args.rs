@@ -199,6 +199,9 @@ pub enum Command {
         /// Runs of each, in turn; the median counts
         #[arg(long, default_value_t = 3)]
         rounds: usize,
+        /// Only this shape, connections x in flight, e.g. 128x1
+        #[arg(long)]
+        shape: Option<String>,
         /// Be the echo, with answers of so many bytes
         #[arg(long, hide = true, requires = "ready_file")]
         echo: Option<usize>,

@@ -66,9 +66,9 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
         Command::Login { token } => serve::login(&token, &access, output),
         Command::Recover { action } => serve::recover(action, output),
         Command::Restore(options) => serve::restore(options, output),
-        Command::Bench { seconds, rounds, echo, ready_file } => match (echo, ready_file) {
+        Command::Bench { seconds, rounds, shape, echo, ready_file } => match (echo, ready_file) {
             (Some(answer), Some(ready)) => serve::echo(answer, &ready, &access),
-            _ => serve::bench(seconds, rounds, output),
+            _ => serve::bench(seconds, rounds, shape.as_deref(), output),
         },
         Command::Run(options) => workload::run(options, &access, output),
         Command::Doctor { dir } => doctor::doctor(dir.as_deref(), &access, output),

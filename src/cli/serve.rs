@@ -26,6 +26,7 @@ fn clock() -> Arc<dyn Clock> {
 
 /// The program's own diagnostics: for people on a terminal, JSON otherwise.
 fn diagnostics() {
+    app::raise_files();
     let filter = EnvFilter::try_from_env("DOORWARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second call (tests in one process) keeps the first subscriber.
@@ -295,22 +296,51 @@ pub fn restore(options: RestoreOptions, output: &Output) -> Result<(), Fault> {
     Ok(())
 }
 
-pub fn bench(seconds: u64, rounds: usize, output: &Output) -> Result<(), Fault> {
+pub fn bench(
+    seconds: u64,
+    rounds: usize,
+    shape: Option<&str>,
+    output: &Output,
+) -> Result<(), Fault> {
+    let wanted = |text: &str| {
+        let (connections, in_flight) = text.split_once('x')?;
+        let number = |text: &str| text.parse().ok().filter(|n| (1..=128).contains(n));
+        Some((number(connections)?, number(in_flight)?))
+    };
+    let only = match shape {
+        None => None,
+        Some(text) => Some(wanted(text).ok_or_else(|| {
+            Fault::usage(format!("`{text}` is no shape")).hint("e.g. `128x1`; both 1 to 128")
+        })?),
+    };
     let measure = app::Measure {
+        only,
         run: std::time::Duration::from_secs(seconds.clamp(1, 60)),
         rounds: rounds.clamp(1, 9),
     };
     let told = |line: &serde_json::Value| {
         let cell = |key: &str| line.get(key).map_or_else(String::new, ToString::to_string);
-        output.result(
-            &format!(
+        let text = match cell("rules").as_str() {
+            "" => format!(
                 "{:<12} bare {:>8}/s  ours {:>8}/s  ratio {:<5} p50 {} us  p99 {} us  cpu {} us (bare {})",
                 line.get("shape").and_then(serde_json::Value::as_str).unwrap_or(""),
-                cell("bare_rps"), cell("rps"), cell("ratio"), cell("p50_us"), cell("p99_us"),
-                cell("server_cpu_us"), cell("bare_cpu_us"),
+                cell("bare_rps"),
+                cell("rps"),
+                cell("ratio"),
+                cell("p50_us"),
+                cell("p99_us"),
+                cell("server_cpu_us"),
+                cell("bare_cpu_us"),
             ),
-            line,
-        );
+            rules => format!(
+                "decisions    {rules:>8} rules  p50 {} us  p99 {} us  p99.9 {} us  loaded in {} ms",
+                cell("p50_us"),
+                cell("p99_us"),
+                cell("p999_us"),
+                cell("load_ms"),
+            ),
+        };
+        output.result(&text, line);
     };
     app::bench(measure, &told)
         .map_err(|why| Fault::failed("the measurement did not come to its end").cause(why))
