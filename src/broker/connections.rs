@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use time::OffsetDateTime;
 
-use crate::identity::{Identity, Peer, Standing};
+use super::rates::Source;
+use crate::identity::{Caller, CallerKind, Identity, Peer, Standing};
 use crate::model::{DeviceId, Moment, SpiffeId, limits};
 use crate::policy::Bundle;
 use crate::posture::Posture;
@@ -20,14 +21,27 @@ pub type Close = Box<dyn Fn(CloseCode) + Send + Sync>;
 /// One living connection.
 pub struct Connection {
     peer: Peer,
-    id: SpiffeId,
+    key: Whose,
+    source: Option<Source>,
     device: Option<DeviceId>,
     close: Close,
     /// Names of the profiles under which something was released here.
     relied_on: Mutex<Vec<String>>,
 }
 
+/// Whose connections are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Whose {
+    Caller(SpiffeId, Option<DeviceId>),
+    Network(Option<Source>),
+}
+
 impl Connection {
+    /// The network that it came from.
+    pub fn source(&self) -> Option<Source> {
+        self.source
+    }
+
     /// Remembers that something was released here under these profiles.
     pub fn rely_on<'a>(&self, profiles: impl Iterator<Item = &'a str>) {
         let mut names = lock(&self.relied_on);
@@ -53,7 +67,7 @@ pub struct Connections {
 #[derive(Default)]
 struct Living {
     all: HashMap<u64, Arc<Connection>>,
-    of_caller: HashMap<SpiffeId, usize>,
+    of_caller: HashMap<Whose, usize>,
 }
 
 /// A place in [`Connections`]; dropping it takes the connection out.
@@ -68,35 +82,41 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut living = lock(&self.connections.living);
         living.all.remove(&self.number);
-        if let Some(count) = living.of_caller.get_mut(&self.connection.id) {
+        if let Some(count) = living.of_caller.get_mut(&self.connection.key) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                living.of_caller.remove(&self.connection.id);
+                living.of_caller.remove(&self.connection.key);
             }
         }
     }
 }
 
 impl Connections {
-    /// Takes a connection in, unless the caller or the broker has too many already.
+    /// Takes a connection in, unless the caller, its network (for strangers) or the broker has too
+    /// many already.
     pub fn enter(
         self: &Arc<Self>,
         peer: Peer,
-        id: SpiffeId,
-        device: Option<DeviceId>,
+        caller: &Caller,
+        source: Option<Source>,
         close: Close,
     ) -> Option<Place> {
+        let (key, most) = match caller.kind() {
+            CallerKind::Applicant => (Whose::Network(source), limits::APPLICANTS_PER_SOURCE),
+            _ => {
+                let key = Whose::Caller(caller.id().clone(), caller.device().copied());
+                (key, limits::CONNECTIONS_PER_CALLER)
+            }
+        };
         let mut living = lock(&self.living);
-        let of_caller = living.of_caller.get(&id).copied().unwrap_or(0);
-        if of_caller >= limits::CONNECTIONS_PER_CALLER
-            || living.all.len() >= limits::CONNECTIONS_MAX
-        {
+        let held = living.of_caller.get(&key).copied().unwrap_or(0);
+        if held >= most || living.all.len() >= limits::CONNECTIONS_MAX {
             return None;
         }
-        living.of_caller.insert(id.clone(), of_caller + 1);
+        living.of_caller.insert(key.clone(), held + 1);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let connection =
-            Arc::new(Connection { peer, id, device, close, relied_on: Mutex::default() });
+        let (device, relied_on) = (caller.device().copied(), Mutex::default());
+        let connection = Arc::new(Connection { peer, key, source, device, close, relied_on });
         living.all.insert(number, Arc::clone(&connection));
         Some(Place { connections: Arc::clone(self), number, connection })
     }

@@ -5,12 +5,12 @@
 //! what was opened leaves only if nothing that it was decided under has changed meanwhile.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::connections::Connection;
 use super::metrics::Metrics;
-use super::outcome::{Body, Same, index_of, refusal_of, refuse, releases};
-use super::rates::Rates;
+use super::outcome::{Body, Same, index_of, is_repeatable, refusal_of, refuse, releases};
+use super::rates::{Rates, Source};
 use crate::administration::Administration;
 use crate::authority::{Authority, OwnIdentity};
 use crate::decision_log::{DecisionLog, Note, Ruling};
@@ -20,7 +20,7 @@ use crate::model::{
     Released, RequestId, SecretValue, Target,
 };
 use crate::policy::{Bundle, Generations, Policy};
-use crate::posture::{Demand, Posture};
+use crate::posture::{Challenge, Demand, Posture};
 use crate::vault::Vault;
 
 /// The parts that the line joins.
@@ -56,6 +56,17 @@ pub struct Line {
     clock_agrees: AtomicBool,
     /// No new requests are taken.
     draining: AtomicBool,
+    /// Requests that have begun and not ended.
+    running: AtomicUsize,
+}
+
+/// One running request; dropping it ends it.
+pub struct Running<'a>(&'a AtomicUsize);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// One climb: either its end, or «the policy changed meanwhile, climb once more».
@@ -68,7 +79,8 @@ enum Climb {
 impl Line {
     /// Joins the parts.
     pub fn new(parts: LineParts) -> Self {
-        Self { parts, clock_agrees: AtomicBool::new(true), draining: AtomicBool::new(false) }
+        let (clock_agrees, draining) = (AtomicBool::new(true), AtomicBool::new(false));
+        Self { parts, clock_agrees, draining, running: AtomicUsize::new(0) }
     }
 
     /// The parts, for whoever supervises them.
@@ -84,6 +96,17 @@ impl Line {
     /// From now on, requests are refused as `draining`.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Begins a request; it runs until the guard is dropped, its answer's way out included.
+    pub fn begin(&self) -> Running<'_> {
+        self.running.fetch_add(1, Ordering::AcqRel);
+        Running(&self.running)
+    }
+
+    /// Requests that have begun and not ended.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Acquire)
     }
 
     /// Answers one request, or refuses it. Either way the decision is in the log first.
@@ -157,7 +180,8 @@ impl Line {
         let parts = &self.parts;
         let now = parts.clock.now();
         let caller = Arc::new(parts.identity.recognise(peer, now));
-        if let Some(refusal) = self.over_rate(id, &caller, now) {
+        let source = connection.and_then(Connection::source);
+        if let Some(refusal) = self.over_rate(id, &caller, source, ask, now) {
             return Climb::Ended(Err(refusal));
         }
         let target = match self.locate(ask, &caller).await {
@@ -172,7 +196,7 @@ impl Line {
         let verdict = parts.posture.assess(caller.device(), &demand, now).await;
         let decision =
             bundle.decide(id, caller.clone(), verdict.clone(), ask.clone(), client, target, now);
-        if !decision.allowed() && !parts.rates.denial(caller.id(), now) {
+        if !decision.allowed() && !parts.rates.denial(&caller, source, now) {
             parts.log.count(caller.id().as_str(), "denied over the rate");
             return Climb::Ended(Err(refuse(id, Code::Limited, Reason::Limited)));
         }
@@ -184,16 +208,36 @@ impl Line {
                 return Climb::Ended(Err(refuse(id, Code::Unavailable, Reason::LogUnavailable)));
             }
         };
-        let still = |line: &Self| line.still(&caller, &bundle, &demand, made_under);
-        if let Some(climb) = self.before_carrying_out(&ruling, still(self), ask, &caller).await {
-            return climb;
+        let index = match index_of(&ruling) {
+            Ok(index) => index,
+            Err(refusal) => return Climb::Ended(Err(refusal)),
+        };
+        // The body comes first: a client that withholds it must not carry out tomorrow what was
+        // decided today.
+        if read.is_none() {
+            match body.read().await {
+                Ok(value) => *read = Some(value),
+                Err(failure) => {
+                    self.note_failure(id, index, &failure).await;
+                    return Climb::Ended(Err(refusal_of(id, failure)));
+                }
+            }
         }
-        let index = index_of(&ruling);
-        let outcome = self.carry_out(ruling, body, read).await;
+        let still = |line: &Self| line.still(&caller, &bundle, &demand, made_under);
+        match still(self) {
+            Same::All => {}
+            change => return self.not_released(id, index, change, true).await,
+        }
+        if let Err(failure) = self.may_begin(ask, &caller) {
+            self.note_failure(id, index, &failure).await;
+            return Climb::Ended(Err(refusal_of(id, failure)));
+        }
+        let value = read.take().unwrap_or_else(SecretValue::empty);
+        let outcome = self.carry_out(ruling, value, body.challenge()).await;
         if outcome.is_ok() && releases(ask) {
             match still(self) {
                 Same::All => {}
-                change => return self.not_released(id, index, change, outcome.is_ok(), ask).await,
+                change => return self.not_released(id, index, change, is_repeatable(ask)).await,
             }
         }
         if let Err(failure) = &outcome {
@@ -205,56 +249,43 @@ impl Line {
         Climb::Ended(outcome.map_err(|failure| refusal_of(id, failure)))
     }
 
-    /// Refused, overtaken by a change, or impossible at the moment: nothing is opened then.
-    async fn before_carrying_out(
-        &self,
-        ruling: &Ruling,
-        still: Same,
-        ask: &Ask,
-        caller: &Caller,
-    ) -> Option<Climb> {
-        let (id, index) = match ruling {
-            Ruling::Refused(refusal) => return Some(Climb::Ended(Err(refusal.clone()))),
-            Ruling::Secret(grant) => (grant.id(), grant.index()),
-            Ruling::Authority(grant) => (grant.id(), grant.index()),
-            Ruling::Administration(grant) => (grant.id(), grant.index()),
-        };
-        if still != Same::All {
-            return Some(self.not_released(id, index, still, false, ask).await);
-        }
+    /// What stands against beginning, beside the decision.
+    fn may_begin(&self, ask: &Ask, caller: &Caller) -> Result<(), Failure> {
         let issuing = matches!(ask, Ask::Issue { .. } | Ask::Renew {} | Ask::Enroll { .. });
         if issuing && !self.clock_agrees.load(Ordering::Relaxed) {
-            let failure = Failure::new(Code::Unavailable, Reason::ClockStep);
-            self.note_failure(id, index, &failure).await;
-            return Some(Climb::Ended(Err(refusal_of(id, failure))));
+            return Err(Failure::new(Code::Unavailable, Reason::ClockStep));
         }
-        if let Ask::EntryCreate { entry } = ask {
-            // Nobody gets an identity out of an entry that he could not have issued himself.
-            let bundle = self.parts.policy.current();
-            let now = self.parts.clock.now();
-            let verdict = self.parts.posture.look(caller.device(), &bundle.demand_all(), now);
-            let object = Object::Svid(entry.spiffe_id.clone()).to_string();
-            if !bundle.can(caller, &verdict, Action::Issue, &object, now).0 {
-                let failure = Failure {
-                    code: Code::Denied,
-                    reason: Reason::NoAllow,
-                    hint: Some(format!("an entry needs the right to issue on `{object}` too")),
-                };
-                self.note_failure(id, index, &failure).await;
-                return Some(Climb::Ended(Err(refusal_of(id, failure))));
-            }
+        let Ask::EntryCreate { entry } = ask else { return Ok(()) };
+        // Nobody gets an identity out of an entry that he could not have issued himself.
+        let bundle = self.parts.policy.current();
+        let now = self.parts.clock.now();
+        let verdict = self.parts.posture.look(caller.device(), &bundle.demand_all(), now);
+        let object = Object::Svid(entry.spiffe_id.clone()).to_string();
+        match bundle.can(caller, &verdict, Action::Issue, &object, now).0 {
+            true => Ok(()),
+            false => Err(Failure {
+                code: Code::Denied,
+                reason: Reason::NoAllow,
+                hint: Some(format!("an entry needs the right to issue on `{object}` too")),
+            }),
         }
-        None
     }
 
-    fn over_rate(&self, id: RequestId, caller: &Caller, now: Moment) -> Option<Refusal> {
+    fn over_rate(
+        &self,
+        id: RequestId,
+        caller: &Caller,
+        source: Option<Source>,
+        ask: &Ask,
+        now: Moment,
+    ) -> Option<Refusal> {
         if matches!(caller.kind(), CallerKind::Broker(_)) {
             return None;
         }
         if self.draining.load(Ordering::Relaxed) {
             return Some(refuse(id, Code::Unavailable, Reason::Draining));
         }
-        if self.parts.rates.request(caller.id(), now) {
+        if self.parts.rates.request(caller, source, ask, now) {
             return None;
         }
         self.parts.log.count(caller.id().as_str(), "over the rate");
@@ -275,16 +306,12 @@ impl Line {
         }
     }
 
-    async fn carry_out<B: Body>(
+    async fn carry_out(
         &self,
         ruling: Ruling,
-        body: &mut B,
-        read: &mut Option<SecretValue>,
+        value: SecretValue,
+        challenge: Option<&Challenge>,
     ) -> Result<Released, Failure> {
-        let value = match read.take() {
-            Some(value) => value,
-            None => body.read().await?,
-        };
         match ruling {
             Ruling::Secret(grant) => self.parts.vault.carry_out(grant, value).await,
             Ruling::Authority(grant) => {
@@ -294,7 +321,7 @@ impl Line {
                 Ok(self.with_posture(&caller, released))
             }
             Ruling::Administration(grant) => {
-                self.parts.administration.carry_out(grant, value, body.challenge()).await
+                self.parts.administration.carry_out(grant, value, challenge).await
             }
             Ruling::Refused(refusal) => {
                 Err(Failure { code: refusal.code, reason: refusal.reason, hint: refusal.hint })
@@ -351,9 +378,7 @@ impl Line {
     ) -> Same {
         let now = self.parts.clock.now();
         let verdict = self.parts.posture.look(caller.device(), demand, now);
-        if !self.parts.identity.still(caller, now)
-            || verdict.held() & made_under.held != made_under.held
-        {
+        if !self.parts.identity.still(caller, now) || verdict.held() != made_under.held {
             return Same::CallerChanged;
         }
         if self.parts.policy.current().generation() != bundle.generation() {
@@ -363,20 +388,12 @@ impl Line {
     }
 
     /// Records that nothing left, and says whether to climb once more.
-    async fn not_released(
-        &self,
-        id: RequestId,
-        index: u64,
-        change: Same,
-        carried_out: bool,
-        ask: &Ask,
-    ) -> Climb {
+    async fn not_released(&self, id: RequestId, index: u64, change: Same, again: bool) -> Climb {
         let note = Note::NotReleased { request: id, index, reason: Reason::Changed };
         if let Err(error) = self.parts.log.note(note).await {
             tracing::warn!(request = %id, %error, "«not released» could not be recorded");
         }
-        // A repeated read does nothing twice; anything else is not begun again once carried out.
-        if change == Same::PolicyChanged && (!carried_out || releases(ask)) {
+        if change == Same::PolicyChanged && again {
             return Climb::Again;
         }
         Climb::Ended(Err(refuse(id, Code::Unavailable, Reason::Changed)))

@@ -16,8 +16,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::connections::{Connection, Connections, time_left};
+use super::half_open::{HalfOpen, Shaking};
 use super::line::{Line, counts};
 use super::outcome::Body;
+use super::rates::Source;
 use crate::identity::Peer;
 use crate::model::{Ask, Clock, Code, Failure, Reason, Refusal, RequestId, SecretValue, limits};
 use crate::posture::Challenge;
@@ -25,6 +27,9 @@ use crate::wire::{self, CloseCode, FrameError, Opening, Reply};
 
 /// How long a connection of somebody who does not count may stay.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// How long the last answers of a drain have to leave.
+const FLUSH: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Starts a named task; the supervisor's, so that nothing here spawns by itself.
 pub type Spawn = Arc<dyn Fn(&'static str, Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync>;
@@ -94,36 +99,53 @@ impl Listener {
     /// Takes connections until `stop` turns true, then refuses new ones and gives those that live
     /// until the drain's deadline.
     pub async fn run(self, spawn: Spawn, mut stop: watch::Receiver<bool>) {
+        let half_open = Arc::new(HalfOpen::default());
         loop {
             let incoming = tokio::select! {
                 incoming = self.endpoint.accept() => incoming,
                 _ = stop.wait_for(|stop| *stop) => None,
             };
             let Some(incoming) = incoming else { break };
-            if self.endpoint.open_connections() > limits::CONNECTIONS_MAX {
+            let source = Source::of(incoming.remote_address().ip());
+            if self.connections.count() >= limits::CONNECTIONS_MAX {
                 incoming.refuse();
                 continue;
             }
-            let half_open =
-                self.endpoint.open_connections().saturating_sub(self.connections.count());
-            if half_open > limits::RETRY_ABOVE && incoming.may_retry() {
+            if half_open.count() > limits::RETRY_ABOVE && incoming.may_retry() {
                 // An address that proves itself costs the stranger a round trip, us nothing.
                 let _ = incoming.retry();
                 continue;
             }
+            let Some(shaking) = half_open.enter(source) else {
+                incoming.refuse();
+                continue;
+            };
             let guest = Guest {
                 port: self.port,
                 line: Arc::clone(&self.line),
                 connections: Arc::clone(&self.connections),
                 clock: Arc::clone(&self.clock),
             };
-            spawn("connection", Box::pin(guest.serve(incoming)));
+            spawn("connection", Box::pin(guest.serve(incoming, source, shaking)));
         }
+        self.drain().await;
+    }
+
+    /// New requests are refused as `draining`; what runs has until the deadline; then all is closed.
+    async fn drain(self) {
         self.line.drain();
-        let idle = timeout(limits::DRAIN, self.endpoint.wait_idle());
-        // What lives has answered its running requests by now, or is cut off.
+        let ended = async {
+            while self.line.running() > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(limits::DRAIN, ended).await.is_err() {
+            tracing::warn!("some requests did not end in time and are cut off");
+        }
+        // The last answers are on their way.
+        tokio::time::sleep(FLUSH).await;
         self.connections.close_all(CloseCode::Draining);
-        if idle.await.is_err() {
+        if timeout(LINGER, self.endpoint.wait_idle()).await.is_err() {
             self.endpoint.close(CloseCode::Draining.varint(), b"draining");
         }
     }
@@ -142,26 +164,27 @@ fn close(connection: &quinn::Connection, reason: CloseCode) {
 }
 
 impl Guest {
-    async fn serve(self, incoming: quinn::Incoming) {
+    async fn serve(self, incoming: quinn::Incoming, source: Source, shaking: Shaking) {
         let parts = self.line.parts();
+        let refused = || {
+            parts.metrics.handshakes_refused.inc();
+            parts.log.count(&source.to_string(), "refused handshakes");
+        };
         let connecting = match incoming.accept() {
             Ok(connecting) => connecting,
             Err(error) => return tracing::debug!(%error, "a handshake could not begin"),
         };
-        let connection = match timeout(limits::BODY_TIMEOUT, connecting).await {
+        let connection = match timeout(limits::HEAD_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
-                parts.metrics.handshakes_refused.inc();
-                parts.log.count("handshake", "refused");
+                refused();
                 return tracing::debug!(%error, "a handshake was refused");
             }
-            Err(_) => {
-                parts.metrics.handshakes_refused.inc();
-                return;
-            }
+            Err(_) => return refused(),
         };
+        drop(shaking);
         let Some(peer) = self.peer(&connection) else {
-            parts.metrics.handshakes_refused.inc();
+            refused();
             return close(&connection, CloseCode::Protocol);
         };
         let now = self.clock.now();
@@ -170,17 +193,17 @@ impl Guest {
             let connection = connection.clone();
             Box::new(move |reason| close(&connection, reason))
         };
-        let id = caller.id().clone();
-        let Some(place) =
-            self.connections.enter(peer.clone(), id, caller.device().copied(), closer)
-        else {
+        let entered = self.connections.enter(peer.clone(), &caller, Some(source), closer);
+        let Some(place) = entered else {
             return close(&connection, CloseCode::TooMany);
         };
         parts.metrics.connections.inc();
         // Whoever does not count hears so on its first request, and does not stay.
-        let counts =
-            self.port == Port::Enrolment || counts(&parts.identity, &peer, self.clock.now());
-        let until = if counts { caller.not_after() } else { Some(now.wall() + LINGER) };
+        let until = match self.port {
+            Port::Enrolment => Some(now.wall() + limits::APPLICANT_LINGER),
+            Port::Main if counts(&parts.identity, &peer, now) => caller.not_after(),
+            Port::Main => Some(now.wall() + LINGER),
+        };
         self.streams(&connection, &peer, &place.connection, until).await;
         parts.metrics.connections.dec();
     }
@@ -263,6 +286,7 @@ impl Stream<'_> {
                 return self.refuse(&mut send, code, hint).await;
             }
         };
+        let _running = self.guest.line.begin();
         let challenge = match &ask {
             Ask::Report { .. } => match self.challenge(&mut send).await {
                 Some(challenge) => Some(challenge),

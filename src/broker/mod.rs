@@ -3,6 +3,7 @@
 //! Every request of every transport climbs [`Line::answer`]; there is no second way in.
 
 mod connections;
+mod half_open;
 mod line;
 mod listener;
 mod metrics;
@@ -14,4 +15,4 @@ pub use line::{Line, LineParts};
 pub use listener::{ListenError, Listener, Port, Spawn};
 pub use metrics::Metrics;
 pub use outcome::{Body, Ready};
-pub use rates::Rates;
+pub use rates::{Rates, Source};

@@ -31,10 +31,22 @@ pub enum Same {
     CallerChanged,
 }
 
-/// Asks that only let something out. A change between decision and release holds these back; an ask
-/// that changes something was compared before it was carried out, and what it answers is no secret
-/// (a certificate carries its epochs and is dead by itself when they have risen).
+/// Asks whose answer is held back when something changed while they were carried out: whatever lets
+/// a value, a token, a certificate or records out. Others answer with nothing worth holding back.
 pub fn releases(ask: &Ask) -> bool {
+    let gives_a_credential = matches!(
+        ask,
+        Ask::TokenCreate { .. }
+            | Ask::OperatorAdd { .. }
+            | Ask::Issue { .. }
+            | Ask::Renew {}
+            | Ask::Enroll { .. }
+    );
+    gives_a_credential || is_repeatable(ask)
+}
+
+/// Asks that change nothing, so that they may simply be decided and carried out once more.
+pub fn is_repeatable(ask: &Ask) -> bool {
     matches!(
         ask,
         Ask::Read { .. }
@@ -48,13 +60,13 @@ pub fn releases(ask: &Ask) -> bool {
     )
 }
 
-/// The record that a ruling stands on.
-pub fn index_of(ruling: &Ruling) -> u64 {
+/// The record that a ruling stands on; a refusal ends here.
+pub fn index_of(ruling: &Ruling) -> Result<u64, Refusal> {
     match ruling {
-        Ruling::Refused(_) => 0,
-        Ruling::Secret(grant) => grant.index(),
-        Ruling::Authority(grant) => grant.index(),
-        Ruling::Administration(grant) => grant.index(),
+        Ruling::Refused(refusal) => Err(refusal.clone()),
+        Ruling::Secret(grant) => Ok(grant.index()),
+        Ruling::Authority(grant) => Ok(grant.index()),
+        Ruling::Administration(grant) => Ok(grant.index()),
     }
 }
 

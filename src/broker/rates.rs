@@ -1,17 +1,62 @@
 //! How often one caller may ask. What is over the rate is counted in the log, not recorded one by
 //! one, so that no client can fill the disk.
+//!
+//! Counted is by identity *and* device, so that one stolen or revoked instance does not use up what
+//! the others may; strangers count by their network. Whoever does not count has a small bucket of
+//! its own, and reports and renewals have one that ordinary requests can't empty.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crate::model::{Moment, SpiffeId, limits};
+use crate::identity::{Caller, CallerKind, Standing};
+use crate::model::{Ask, DeviceId, Moment, SpiffeId, limits};
 
-/// One caller's two token buckets, as the boot time at which each would be empty of debt.
-#[derive(Debug, Clone, Copy, Default)]
-struct Buckets {
-    requests: Duration,
-    denials: Duration,
+/// A network that packets come from: /24 of IPv4, /64 of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Source(u64);
+
+impl Source {
+    /// The network of an address.
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self(u64::from(v4.to_bits() >> 8)),
+            IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+                Some(v4) => Self(u64::from(v4.to_bits() >> 8)),
+                // Never equal to a /24: those have no bits above 24.
+                None => Self(u64::try_from(v6.to_bits() >> 64).unwrap_or(u64::MAX) | 1 << 63),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match u32::try_from(self.0) {
+            Ok(bits) => write!(f, "{}/24", std::net::Ipv4Addr::from_bits(bits << 8)),
+            Err(_) => {
+                let bits = u128::from(self.0) << 64;
+                write!(f, "{}/64", std::net::Ipv6Addr::from_bits(bits))
+            }
+        }
+    }
+}
+
+/// Which bucket of a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Bucket {
+    Requests,
+    Own,
+    Denials,
+    Dead,
+}
+
+/// Whose bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Key {
+    Caller(SpiffeId, Option<DeviceId>, Bucket),
+    Network(Option<Source>, Bucket),
 }
 
 /// Rates of all callers; the map is bounded.
@@ -19,46 +64,45 @@ struct Buckets {
 pub struct Rates {
     per_second: u32,
     denials_per_second: u32,
-    callers: Mutex<HashMap<SpiffeId, Buckets>>,
+    /// The boot time at which each bucket would be empty of debt.
+    full_at: Mutex<HashMap<Key, Duration>>,
 }
 
 impl Rates {
     /// Requests and denials a second of one caller; a second's worth may come at once.
     pub fn new(per_second: u32, denials_per_second: u32) -> Self {
-        Self { per_second, denials_per_second, callers: Mutex::default() }
+        Self { per_second, denials_per_second, full_at: Mutex::default() }
     }
 
     /// Takes one request out of the caller's bucket; `false` when it is empty.
-    pub fn request(&self, caller: &SpiffeId, now: Moment) -> bool {
-        self.take(caller, now, self.per_second, |buckets| &mut buckets.requests)
+    pub fn request(&self, caller: &Caller, source: Option<Source>, ask: &Ask, now: Moment) -> bool {
+        match (caller.standing(), ask.is_own()) {
+            (Standing::Live, false) => {
+                self.take(key(caller, source, Bucket::Requests), now, self.per_second)
+            }
+            (Standing::Live, true) => {
+                self.take(key(caller, source, Bucket::Own), now, limits::OWN_RATE)
+            }
+            _ => self.take(key(caller, source, Bucket::Dead), now, self.denials_per_second),
+        }
     }
 
     /// Takes one denial out of the caller's bucket; `false` when it is empty.
-    pub fn denial(&self, caller: &SpiffeId, now: Moment) -> bool {
-        self.take(caller, now, self.denials_per_second, |buckets| &mut buckets.denials)
+    pub fn denial(&self, caller: &Caller, source: Option<Source>, now: Moment) -> bool {
+        self.take(key(caller, source, Bucket::Denials), now, self.denials_per_second)
     }
 
-    fn take(
-        &self,
-        caller: &SpiffeId,
-        now: Moment,
-        rate: u32,
-        which: impl Fn(&mut Buckets) -> &mut Duration,
-    ) -> bool {
+    fn take(&self, key: Key, now: Moment, rate: u32) -> bool {
         let step = Duration::from_secs(1).checked_div(rate).unwrap_or(Duration::MAX);
-        let mut callers = self.callers.lock().unwrap_or_else(|broken| broken.into_inner());
-        if !callers.contains_key(caller) {
-            if callers.len() >= limits::CALLERS_WATCHED {
-                // Whoever owes nothing any more is forgotten; if all owe, nobody new gets in.
-                callers.retain(|_, b| b.requests > now.boot() || b.denials > now.boot());
-                if callers.len() >= limits::CALLERS_WATCHED {
-                    return false;
-                }
+        let mut buckets = self.full_at.lock().unwrap_or_else(|broken| broken.into_inner());
+        if buckets.len() >= limits::CALLERS_WATCHED && !buckets.contains_key(&key) {
+            // Whoever owes nothing any more is forgotten; if all owe, nobody new gets in.
+            buckets.retain(|_, full_at| *full_at > now.boot());
+            if buckets.len() >= limits::CALLERS_WATCHED {
+                return false;
             }
-            callers.insert(caller.clone(), Buckets::default());
         }
-        let Some(buckets) = callers.get_mut(caller) else { return false };
-        let full_at = which(buckets);
+        let full_at = buckets.entry(key).or_default();
         let next = (*full_at).max(now.boot()).saturating_add(step);
         if next.saturating_sub(now.boot()) > Duration::from_secs(1) {
             return false;
@@ -68,21 +112,55 @@ impl Rates {
     }
 }
 
+fn key(caller: &Caller, source: Option<Source>, bucket: Bucket) -> Key {
+    match caller.kind() {
+        CallerKind::Applicant => Key::Network(source, bucket),
+        _ => Key::Caller(caller.id().clone(), caller.device().copied(), bucket),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Clock, ManualClock};
+    use crate::identity::sample;
+    use crate::model::{Clock, DeviceClass, Digest, ManualClock};
+
+    fn api(standing: Standing) -> Caller {
+        let device = (DeviceClass::person(), DeviceId(Digest([7; 32])));
+        sample::caller("spiffe://corp.example/api", CallerKind::Workload, standing, Some(device))
+    }
 
     #[test]
     fn a_seconds_worth_comes_at_once_and_then_at_the_rate() {
         let clock = ManualClock::at(time::OffsetDateTime::UNIX_EPOCH);
-        let rates = Rates::new(10, 2);
-        let api = SpiffeId::parse("spiffe://corp.example/api").unwrap();
-        let web = SpiffeId::parse("spiffe://corp.example/web").unwrap();
-        assert_eq!((0..20).filter(|_| rates.request(&api, clock.now())).count(), 10);
-        assert!(rates.request(&web, clock.now()), "another caller has its own");
-        assert!(rates.denial(&api, clock.now()), "denials are counted apart");
+        let (rates, live) = (Rates::new(10, 2), api(Standing::Live));
+        let ask = |caller: &Caller| rates.request(caller, None, &Ask::Status {}, clock.now());
+        assert_eq!((0..20).filter(|_| ask(&live)).count(), 10);
+        assert!(rates.denial(&live, None, clock.now()), "denials are counted apart");
         clock.advance(Duration::from_millis(200));
-        assert_eq!((0..20).filter(|_| rates.request(&api, clock.now())).count(), 2);
+        assert_eq!((0..20).filter(|_| ask(&live)).count(), 2);
+    }
+
+    #[test]
+    fn nobody_uses_up_anothers_share() {
+        let clock = ManualClock::at(time::OffsetDateTime::UNIX_EPOCH);
+        let rates = Rates::new(10, 2);
+        let (live, dead) = (api(Standing::Live), api(Standing::Revoked));
+        let ask = |caller: &Caller, ask: &Ask| rates.request(caller, None, ask, clock.now());
+        assert_eq!((0..20).filter(|_| ask(&dead, &Ask::Status {})).count(), 2, "a small one");
+        assert!(ask(&live, &Ask::Status {}), "the dead did not use up what the living may");
+        while ask(&live, &Ask::Status {}) {}
+        assert!(ask(&live, &Ask::Renew {}), "nobody is locked out of renewing");
+    }
+
+    #[test]
+    fn networks_are_told_apart() {
+        let of = |text: &str| Source::of(text.parse().unwrap());
+        assert_eq!(of("192.0.2.1"), of("192.0.2.200"));
+        assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.9"));
+        assert_ne!(of("192.0.2.1"), of("192.0.3.1"));
+        assert_eq!(of("2001:db8::1"), of("2001:db8::2"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("192.0.2.7").to_string(), "192.0.2.0/24");
     }
 }

@@ -117,6 +117,14 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 pub const CALLER_RATE: u32 = 500;
 /// Denials a second of one caller, likewise.
 pub const DENIAL_RATE: u32 = 20;
+/// Reports, renewals and the like a second of one caller; ordinary requests can't use these up.
+pub const OWN_RATE: u32 = 20;
+/// Connections of one network on the enrolment port: a rack that enrols at once fits.
+pub const APPLICANTS_PER_SOURCE: usize = 32;
+/// A connection on the enrolment port that has not asked by then is closed.
+pub const APPLICANT_LINGER: Duration = Duration::from_secs(3);
+/// Handshakes of one network that may be under way.
+pub const HALF_OPEN_PER_SOURCE: usize = 64;
 /// Callers whose rates are remembered at once; beyond it the oldest is forgotten.
 pub const CALLERS_WATCHED: usize = 64 * 1024;
 
