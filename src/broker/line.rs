@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::connections::Connection;
 use super::metrics::Metrics;
-use super::outcome::{Body, Same, index_of, is_repeatable, refusal_of, refuse, releases};
+use super::outcome::{
+    Body, Climb, Running, Same, index_of, is_repeatable, refusal_of, refuse, releases,
+};
 use super::rates::{Rates, Source};
 use crate::administration::Administration;
 use crate::authority::{Authority, OwnIdentity};
@@ -60,22 +62,6 @@ pub struct Line {
     running: AtomicUsize,
 }
 
-/// One running request; dropping it ends it.
-pub struct Running<'a>(&'a AtomicUsize);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// One climb: either its end, or «the policy changed meanwhile, climb once more».
-#[allow(clippy::large_enum_variant)] // lives on one stack for the length of one request
-enum Climb {
-    Ended(Result<Released, Refusal>),
-    Again,
-}
-
 impl Line {
     /// Joins the parts.
     pub fn new(parts: LineParts) -> Self {
@@ -100,8 +86,7 @@ impl Line {
 
     /// Begins a request; it runs until the guard is dropped, its answer's way out included.
     pub fn begin(&self) -> Running<'_> {
-        self.running.fetch_add(1, Ordering::AcqRel);
-        Running(&self.running)
+        Running::new(&self.running)
     }
 
     /// Requests that have begun and not ended.

@@ -1,7 +1,9 @@
 //! What a climb works with beside its steps: bodies, comparisons, refusals.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::decision_log::Ruling;
-use crate::model::{Ask, Code, Failure, Reason, Refusal, RequestId, SecretValue};
+use crate::model::{Ask, Code, Failure, Reason, Refusal, Released, RequestId, SecretValue};
 use crate::posture::Challenge;
 
 /// What a request brings beside its head. Read only when a grant stands.
@@ -21,6 +23,31 @@ impl Body for Ready {
     async fn read(&mut self) -> Result<SecretValue, Failure> {
         Ok(self.0.take().unwrap_or_else(SecretValue::empty))
     }
+}
+
+/// One running request; dropping it ends it.
+#[derive(Debug)]
+pub struct Running<'a>(&'a AtomicUsize);
+
+impl<'a> Running<'a> {
+    /// Begins.
+    pub fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// One climb: either its end, or «the policy changed meanwhile, climb once more».
+#[allow(clippy::large_enum_variant)] // lives on one stack for the length of one request
+pub enum Climb {
+    Ended(Result<Released, Refusal>),
+    Again,
 }
 
 /// How much of what a decision was made under still stands.
