@@ -129,6 +129,10 @@ impl Store for FakeStore {
         Ok(self.held.lock().unwrap().revision)
     }
 
+    fn generation(&self) -> Option<u64> {
+        Some(self.held.lock().unwrap().revision)
+    }
+
     async fn last_grant(&self) -> Result<Option<u64>, StoreError> {
         Ok(self.held.lock().unwrap().grant)
     }

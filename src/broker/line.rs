@@ -16,7 +16,7 @@ use super::rates::{Rates, Source};
 use crate::administration::Administration;
 use crate::authority::{Authority, OwnIdentity};
 use crate::decision_log::{DecisionLog, Note, Ruling};
-use crate::identity::{Caller, CallerKind, Identity, Peer, Standing};
+use crate::identity::{Caller, CallerKind, Identity, Peer};
 use crate::model::{
     Action, Answer, Ask, ClientRef, Clock, Code, Failure, Kind, Moment, Object, Reason, Refusal,
     Released, RequestId, SecretValue, Target,
@@ -203,7 +203,7 @@ impl Line {
             match body.read().await {
                 Ok(value) => *read = Some(value),
                 Err(failure) => {
-                    self.note_failure(id, index, &failure).await;
+                    Box::pin(self.note_failure(id, index, &failure)).await;
                     return Climb::Ended(Err(refusal_of(id, failure)));
                 }
             }
@@ -211,10 +211,10 @@ impl Line {
         let still = |line: &Self| line.still(&caller, &bundle, &demand, made_under);
         match still(self) {
             Same::All => {}
-            change => return self.not_released(id, index, change, true).await,
+            change => return Box::pin(self.not_released(id, index, change, true)).await,
         }
         if let Err(failure) = self.may_begin(ask, &caller) {
-            self.note_failure(id, index, &failure).await;
+            Box::pin(self.note_failure(id, index, &failure)).await;
             return Climb::Ended(Err(refusal_of(id, failure)));
         }
         let value = read.take().unwrap_or_else(SecretValue::empty);
@@ -222,11 +222,14 @@ impl Line {
         if outcome.is_ok() && releases(ask) {
             match still(self) {
                 Same::All => {}
-                change => return self.not_released(id, index, change, is_repeatable(ask)).await,
+                change => {
+                    return Box::pin(self.not_released(id, index, change, is_repeatable(ask)))
+                        .await;
+                }
             }
         }
         if let Err(failure) = &outcome {
-            self.note_failure(id, index, failure).await;
+            Box::pin(self.note_failure(id, index, failure)).await;
         }
         if let (Ok(_), Some(connection)) = (&outcome, connection) {
             connection.rely_on(verdict.held_names());
@@ -286,7 +289,9 @@ impl Line {
         }
         match ask.kind() {
             Kind::Secret => self.parts.vault.locate(ask).await.map_err(|_| Failure::store()),
-            Kind::Authority => self.parts.authority.locate(ask).await.map_err(|_| Failure::store()),
+            Kind::Authority => {
+                Box::pin(self.parts.authority.locate(ask)).await.map_err(|_| Failure::store())
+            }
             Kind::Administration => Ok(Target::Itself),
         }
     }
@@ -301,12 +306,12 @@ impl Line {
             Ruling::Secret(grant) => self.parts.vault.carry_out(grant, value).await,
             Ruling::Authority(grant) => {
                 let (id, caller, ask) = (grant.id(), grant.caller().clone(), grant.ask().clone());
-                let released = self.parts.authority.carry_out(grant, value).await?;
-                self.note_epochs(id, &ask).await?;
+                let released = Box::pin(self.parts.authority.carry_out(grant, value)).await?;
+                Box::pin(self.note_epochs(id, &ask)).await?;
                 Ok(self.with_posture(&caller, released))
             }
             Ruling::Administration(grant) => {
-                self.parts.administration.carry_out(grant, value, challenge).await
+                Box::pin(self.parts.administration.carry_out(grant, value, challenge)).await
             }
             Ruling::Refused(refusal) => {
                 Err(Failure { code: refusal.code, reason: refusal.reason, hint: refusal.hint })
@@ -390,9 +395,4 @@ impl Line {
             tracing::warn!(request = %id, %error, "«not carried out» could not be recorded");
         }
     }
-}
-
-/// Whether a peer counts at all; the listener closes connections of those that do not.
-pub fn counts(identity: &Identity, peer: &Peer, now: Moment) -> bool {
-    identity.recognise(peer, now).standing() == Standing::Live
 }

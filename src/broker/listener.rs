@@ -17,10 +17,10 @@ use tokio::time::timeout;
 
 use super::connections::{Connection, Connections, time_left};
 use super::half_open::{HalfOpen, Shaking};
-use super::line::{Line, counts};
+use super::line::Line;
 use super::outcome::Body;
 use super::rates::Source;
-use crate::identity::Peer;
+use crate::identity::{Peer, Standing};
 use crate::model::{Ask, Clock, Code, Failure, Reason, Refusal, RequestId, SecretValue, limits};
 use crate::posture::Challenge;
 use crate::wire::{self, CloseCode, FrameError, Opening, Reply};
@@ -201,7 +201,7 @@ impl Guest {
         // Whoever does not count hears so on its first request, and does not stay.
         let until = match self.port {
             Port::Enrolment => Some(now.wall() + limits::APPLICANT_LINGER),
-            Port::Main if counts(&parts.identity, &peer, now) => caller.not_after(),
+            Port::Main if caller.standing() == Standing::Live => caller.not_after(),
             Port::Main => Some(now.wall() + LINGER),
         };
         self.streams(&connection, &peer, &place.connection, until).await;
@@ -288,7 +288,7 @@ impl Stream<'_> {
         };
         let _running = self.guest.line.begin();
         let challenge = match &ask {
-            Ask::Report { .. } => match self.challenge(&mut send).await {
+            Ask::Report { .. } => match Box::pin(self.challenge(&mut send)).await {
                 Some(challenge) => Some(challenge),
                 None => return,
             },

@@ -16,6 +16,10 @@ pub const NAME_MAX: usize = 512;
 
 /// A secret's value, in bytes. Larger things belong in object storage, with their key here.
 pub const VALUE_MAX: usize = 64 * 1024;
+/// Secrets whose rows and ciphertext the vault keeps at hand.
+pub const RECENT_MAX: usize = 1024;
+/// Ciphertext that the vault keeps at hand, in bytes.
+pub const RECENT_BYTES: usize = 8 * 1024 * 1024;
 /// Labels of one secret.
 pub const LABELS_MAX: usize = 64;
 /// A label's name, in bytes.
@@ -219,6 +223,8 @@ pub const POLICY_LINE_MAX: usize = 8 * 1024;
 pub const BUNDLE_FILES_MAX: usize = 256;
 /// Faults reported at once: more than anybody reads.
 pub const DIAGNOSTICS_MAX: usize = 100;
+/// Allowed judgements that one bundle remembers.
+pub const JUDGEMENTS_MAX: usize = 8192;
 /// Groups within groups.
 pub const GROUP_DEPTH_MAX: usize = 8;
 /// Profiles of one `posture.toml`: they become bits of one word.

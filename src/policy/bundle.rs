@@ -16,6 +16,7 @@ use super::files::{self, BundleFiles, POLICY, POSTURE};
 use super::index::Index;
 use super::judge::{Rules, Seen};
 use super::lockout;
+use super::memory::Memory;
 use super::parser;
 use super::pattern::{ANY, UNKNOWN};
 use super::scope::{Asker, Mode};
@@ -72,7 +73,12 @@ impl Bundle {
         let set = parser::parse(text, &names)?;
         lockout::check(&set, text, domain)?;
         engine::prove(&set).map_err(|error| vec![files::fault(POLICY, error.to_string())])?;
-        let rules = Rules { index: Index::new(&set), set, domain: domain.clone() };
+        let rules = Rules {
+            index: Index::new(&set),
+            set,
+            domain: domain.clone(),
+            memory: Memory::default(),
+        };
         let mut faults = Vec::new();
         for (file, text) in files.tests() {
             faults.extend(cases::run(file, text, &rules, &names).err().unwrap_or_default());

@@ -224,7 +224,12 @@ rows = ["pay"]
                       p, no, spiffe://d/**, secret/pay/no, read, any, -, -, deny\n";
         let set = parse(policy, &profiles).unwrap();
         let index = Index::new(&set);
-        let rules = Rules { set, index, domain: TrustDomain::parse("d").unwrap() };
+        let rules = Rules {
+            set,
+            index,
+            domain: TrustDomain::parse("d").unwrap(),
+            memory: Default::default(),
+        };
         let list = run("tests/t.toml", text, &rules, &profiles).err().unwrap_or_default();
         list.into_iter().map(|f| format!("{}:{} {}", f.line, f.column, f.message)).collect()
     }

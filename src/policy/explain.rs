@@ -332,8 +332,12 @@ g, spiffe://d/op, group:ops
 
     fn explained(sub: &str, action: Action, object: &str, label: &str, now: &str) -> Explanation {
         let set = parse(POLICY, &["hardened".to_owned()]).unwrap();
-        let rules =
-            Rules { index: Index::new(&set), set, domain: TrustDomain::parse("d").unwrap() };
+        let rules = Rules {
+            index: Index::new(&set),
+            set,
+            domain: TrustDomain::parse("d").unwrap(),
+            memory: Default::default(),
+        };
         explain(&rules, (41, Digest([0x9c; 32])), sub, action, object, label, now)
     }
 

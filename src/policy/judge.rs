@@ -7,6 +7,7 @@ use crate::posture::{Tri, Verdict};
 use super::decision::Ruled;
 use super::engine::enforce;
 use super::index::{Candidates, Index};
+use super::memory::Memory;
 use super::outcome::{BuiltIn, EngineError, Matched, Outcome};
 use super::pattern::{ANY, UNKNOWN, in_window, label_says, path_match, posture_ok};
 use super::request::Request;
@@ -19,6 +20,7 @@ pub(super) struct Rules {
     pub(super) set: RuleSet,
     pub(super) index: Index,
     pub(super) domain: TrustDomain,
+    pub(super) memory: Memory,
 }
 
 /// A device's posture, as it was assessed or as a tool names it.
@@ -50,12 +52,17 @@ impl Seen<'_> {
     /// The label that Casbin is given: the profiles that these rows name, in order. A profile that
     /// was not assessed is unknown in it, never «not held».
     fn label<'r>(&self, rows: impl Iterator<Item = &'r Row>) -> String {
-        if let Self::Label(label) = self {
-            return (*label).to_owned();
-        }
         let mut names: Vec<&str> = rows.map(Row::post).filter(|post| *post != ANY).collect();
         names.sort_unstable();
         names.dedup();
+        self.label_of(names.into_iter())
+    }
+
+    /// The same for names that are in order already, once each.
+    fn label_of<'n>(&self, names: impl Iterator<Item = &'n str>) -> String {
+        if let Self::Label(label) = self {
+            return (*label).to_owned();
+        }
         let mut label = String::from("|");
         for name in names {
             let value = match self.of(name) {
@@ -154,6 +161,13 @@ impl Rules {
         now: &str,
         mode: Mode,
     ) -> Judgement {
+        if mode == Mode::Ordinary {
+            let label = |posts: &[Box<str>]| seen.label_of(posts.iter().map(|post| &**post));
+            if let Some(rules) = self.memory.recall(subject, action, object, now, label) {
+                let (code, reason) = (Code::Denied, Reason::Allow);
+                return Judgement { allowed: true, code, reason, rules };
+            }
+        }
         let found = self.candidates(subject, action, object, mode);
         let label = seen.label(found.rows.iter().filter_map(|row| self.set.row(*row)));
         let request =
@@ -163,7 +177,15 @@ impl Rules {
             Mode::Ordinary | Mode::Rollback => None,
         };
         match enforce(&self.set, &request, built_in, &found.rows, &found.groups) {
-            Ok(outcome) => self.explained(&request, seen, built_in, &found, outcome),
+            Ok(outcome) => {
+                let judged = self.explained(&request, seen, built_in, &found, outcome);
+                if judged.allowed && mode == Mode::Ordinary {
+                    let rows = found.rows.iter().filter_map(|row| self.set.row(*row));
+                    let what = (subject, action, object);
+                    self.memory.remember(what, (&label, now), rows, &judged.rules);
+                }
+                judged
+            }
             Err(error) => {
                 self.alarm(&error);
                 Judgement::denied(Reason::EngineError)

@@ -17,6 +17,7 @@ mod index;
 mod judge;
 mod lines;
 mod lockout;
+mod memory;
 mod native;
 mod outcome;
 mod parser;

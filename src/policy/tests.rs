@@ -40,7 +40,7 @@ fn domain() -> TrustDomain {
 
 fn rules(text: &str) -> Rules {
     let set = parse(text, &profiles()).unwrap_or_else(|faults| panic!("{faults:#?}"));
-    Rules { index: Index::new(&set), set, domain: domain() }
+    Rules { index: Index::new(&set), set, domain: domain(), memory: Default::default() }
 }
 
 fn build(policy: &str) -> Result<Arc<Bundle>, Vec<Diagnostic>> {

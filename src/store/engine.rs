@@ -85,6 +85,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// When the engine failed.
     async fn revision(&self) -> Result<u64, StoreError>;
 
+    /// A number that is another one after every commit, known without waiting: what was read while
+    /// it stood at one value still holds while it does. `None` when nothing read may be kept: the
+    /// engine failed, or others may commit behind this process's back.
+    fn generation(&self) -> Option<u64>;
+
     /// The highest grant index that a commit rested on.
     ///
     /// # Errors

@@ -14,7 +14,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, Durability, ReadTransaction, ReadableDatabase, StorageBackend};
@@ -82,6 +82,8 @@ struct Inner {
     /// `None` only while it is being closed.
     db: Option<Database>,
     poisoned: AtomicBool,
+    /// Commits tried since the store was opened.
+    commits: AtomicU64,
     /// The engine panicked: its own destructors can't be trusted either.
     panicked: AtomicBool,
     events: broadcast::Sender<Event>,
@@ -140,6 +142,7 @@ impl RedbStore {
         let inner = Inner {
             db: Some(db),
             poisoned: AtomicBool::new(false),
+            commits: AtomicU64::new(0),
             panicked: AtomicBool::new(false),
             events,
             path,
@@ -240,7 +243,10 @@ impl Inner {
 
     fn commit(&self, txn: Txn) -> Result<u64, StoreError> {
         self.has_room(&txn)?;
-        let revision = self.guarded(|db| write(db, &txn))?;
+        let written = self.guarded(|db| write(db, &txn));
+        // Also when it failed: then it is not known what stands there.
+        self.commits.fetch_add(1, Ordering::AcqRel);
+        let revision = written?;
         for write in txn.writes {
             // Nobody listening is no fault.
             let _ = self.events.send(Event { revision, table: write.table, key: write.key });
@@ -341,6 +347,11 @@ impl Store for RedbStore {
             let txn = db.begin_read().map_err(wrong)?;
             Ok(book(&txn, BOOK_REVISION)?.unwrap_or(0))
         })
+    }
+
+    fn generation(&self) -> Option<u64> {
+        let whole = !self.inner.poisoned.load(Ordering::Acquire);
+        whole.then(|| self.inner.commits.load(Ordering::Acquire))
     }
 
     async fn last_grant(&self) -> Result<Option<u64>, StoreError> {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::error::{VaultError, changed};
 use super::file::FileError;
 use super::keyring::{FIRST_EPOCH, Keyring, KeyringError};
+use super::recent::Recent;
 use super::rows::{NAMESPACES, NamespaceRow, Rows, Trust, namespace_key};
 use super::seal::RootKey;
 use crate::model::{Ask, Failure, Moment, Namespace, SecretName, Target};
@@ -24,6 +25,8 @@ pub struct Vault {
     /// Changes take turns, so that on one machine none fails on another. The expectations of each
     /// commit hold where several brokers share a store.
     pub(super) turn: tokio::sync::Mutex<()>,
+    /// Secrets that were read lately.
+    pub(super) recent: Recent,
     /// Sealed files of other rooms, which a backup of the keys takes along.
     pub(super) beside: Vec<PathBuf>,
 }
@@ -71,7 +74,8 @@ impl Vault {
             }
         }
         let (turn, beside) = (tokio::sync::Mutex::default(), Vec::new());
-        Ok(Self { store, keyring, rows, root, turn, beside })
+        let recent = Recent::default();
+        Ok(Self { store, keyring, rows, root, turn, recent, beside })
     }
 
     /// Names the sealed files of other rooms that a backup of the keys takes along.

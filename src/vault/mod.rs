@@ -20,6 +20,7 @@ mod keyring;
 mod look;
 mod parcel;
 mod provider;
+mod recent;
 mod release;
 mod rows;
 #[cfg(test)]

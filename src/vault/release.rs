@@ -8,11 +8,12 @@ use super::base::{Act, Vault};
 use super::envelope::{self, Place};
 use super::error::{VaultError, changed};
 use super::look::still;
+use super::recent::Kept;
 use super::rows::{HeadRow, NameRow, SecretRow, Trust, head_key, heads_of, name_key, value_key};
 use crate::model::limits::{LIST_BYTES, LIST_PAGE, VERSIONS_MAX};
 use crate::model::{
-    Answer, Failure, Released, SecretItem, SecretName, SecretPrefix, SecretValue, Target,
-    VersionItem, VersionState,
+    Answer, Ask, Failure, Released, SecretItem, SecretName, SecretPrefix, Target, VersionItem,
+    VersionState,
 };
 use crate::store::Table;
 
@@ -22,6 +23,19 @@ const SCAN: usize = 256;
 impl Vault {
     /// The granted version's value, or «not modified» when the client has that version.
     pub(super) async fn read(&self, act: &Act<'_>, have: Option<u64>) -> Result<Released, Failure> {
+        if let Ask::Read { name, version: None, .. } = act.ask
+            && let Some(kept) = self.recent.find(self.store.generation(), name)
+        {
+            return match kept.target() == *act.target {
+                true => self.give(&kept.secret, &kept.head, have, || kept.sealed.clone()),
+                false => Err(changed()),
+            };
+        }
+        Box::pin(self.read_anew(act, have)).await
+    }
+
+    async fn read_anew(&self, act: &Act<'_>, have: Option<u64>) -> Result<Released, Failure> {
+        let before = self.store.generation();
         let seen = self.look(act.ask, Trust::Checked).await?;
         still(act, seen.as_ref())?;
         let Some((secret, head)) = seen.and_then(|seen| Some((seen.secret?.row, seen.head?.row)))
@@ -29,30 +43,39 @@ impl Vault {
             return Err(changed());
         };
         let version = head.version;
+        let key = value_key(secret.uuid, version);
+        let torn = || VaultError::Torn(format!("version {version} of {}", secret.name));
+        let row = self.store.get(Table::Versions, &key).await.map_err(VaultError::Store)?;
+        let sealed = row.ok_or_else(torn)?.value;
+        let given = self.give(&secret, &head, have, || sealed.clone())?;
+        if matches!(act.ask, Ask::Read { version: None, .. }) {
+            self.recent.keep(before, self.store.generation(), Kept { secret, head, sealed });
+        }
+        Ok(given)
+    }
+
+    /// Opens one version, unless the client has it.
+    fn give(
+        &self,
+        secret: &SecretRow,
+        head: &HeadRow,
+        have: Option<u64>,
+        sealed: impl FnOnce() -> Vec<u8>,
+    ) -> Result<Released, Failure> {
+        let version = head.version;
         if have == Some(version) {
             return Ok(Released::head(Answer::NotModified { version }));
         }
-        let body = self.open_version(&secret, head).await?;
-        Ok(Released { answer: Answer::Secret { version, labels: secret.labels }, body })
-    }
-
-    async fn open_version(
-        &self,
-        secret: &SecretRow,
-        head: HeadRow,
-    ) -> Result<SecretValue, VaultError> {
-        let version = head.version;
-        let key = value_key(secret.uuid, version);
-        let torn = || VaultError::Torn(format!("version {version} of {}", secret.name));
-        let sealed = self.store.get(Table::Versions, &key).await?.ok_or_else(torn)?.value;
-        let key = self.keyring.key(secret.namespace, head.epoch)?;
+        let key = self.keyring.key(secret.namespace, head.epoch).map_err(VaultError::Keyring)?;
         let place =
             Place { namespace: secret.namespace, secret: secret.uuid, version, epoch: head.epoch };
-        envelope::open(&key, place, &head.dek.0, sealed).map_err(|source| VaultError::Sealed {
+        let opened = envelope::open(&key, place, &head.dek.0, sealed());
+        let body = opened.map_err(|source| VaultError::Sealed {
             name: secret.name.clone(),
             version,
             source,
-        })
+        })?;
+        Ok(Released { answer: Answer::Secret { version, labels: secret.labels.clone() }, body })
     }
 
     /// All versions, oldest first. Of a deleted secret every version is shown as deleted.
