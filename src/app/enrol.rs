@@ -12,7 +12,7 @@ use crate::wire::{self, ClientError, Credentials, CredentialsError};
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
     /// The token.
-    #[error("the token is not one that Doorward made: {0}")]
+    #[error("the token is not one that Doorward made")]
     Token(#[from] TokenError),
     /// A token for a person, given to an agent, or the other way round.
     #[error("{0}")]

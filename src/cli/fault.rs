@@ -59,6 +59,31 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// A command line that the grammar refuses: its first paragraph is the error, tips and the
+    /// usage line are the hint.
+    pub fn of_grammar(error: &clap::Error) -> Self {
+        use clap::error::ErrorKind;
+        if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            return Self::usage("a command is missing").hint("`--help` lists the commands");
+        }
+        let text = error.render().to_string();
+        let plain = |part: &str| {
+            part.lines().map(str::trim).collect::<Vec<_>>().join(" ").trim().to_owned()
+        };
+        let mut paragraphs = text.split("\n\n").map(plain);
+        let said = paragraphs.next().unwrap_or_default();
+        let mut hints: Vec<String> = paragraphs
+            .filter_map(|part| {
+                let tip = part.strip_prefix("tip: ").map(str::to_owned);
+                tip.or_else(|| part.strip_prefix("Usage: ").map(|usage| format!("usage: {usage}")))
+            })
+            .collect();
+        hints.push("`--help` says more".to_owned());
+        Self::usage(said.strip_prefix("error: ").unwrap_or(&said)).hint(hints.join("; "))
+    }
+}
+
 impl From<Refusal> for Fault {
     fn from(refusal: Refusal) -> Self {
         let exit = match refusal.code {

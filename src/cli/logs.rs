@@ -89,7 +89,8 @@ fn line(entry: &Value) -> String {
         .pointer("/pol/rows")
         .and_then(Value::as_array)
         .map(|rows| {
-            rows.iter().filter_map(|row| row.as_str().or(row.get("id")?.as_str())).collect()
+            let name = |row| Value::as_str(row).or_else(|| row.get("id")?.as_str());
+            rows.iter().filter_map(name).collect()
         })
         .unwrap_or_default();
     format!(

@@ -27,7 +27,14 @@ use output::Output;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) if !error.use_stderr() => error.exit(), // help and version were asked for
+        Err(error) => {
+            let json = std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json");
+            return Output::new(json).fault(&Fault::of_grammar(&error));
+        }
+    };
     let output = Output::new(args.json);
     match run(args, &output) {
         Ok(()) => ExitCode::SUCCESS,
