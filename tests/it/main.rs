@@ -2,4 +2,7 @@
 
 mod backup;
 mod journey;
+mod kill;
+mod postgres;
+mod scene;
 mod tidy;
