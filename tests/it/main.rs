@@ -3,6 +3,7 @@
 mod backup;
 mod journey;
 mod kill;
+mod local_http;
 mod postgres;
 mod scene;
 mod tidy;
