@@ -15,8 +15,13 @@ pub enum EnrolError {
     #[error("the token is not one that Doorward made")]
     Token(#[from] TokenError),
     /// A token for a person, given to an agent, or the other way round.
-    #[error("{0}")]
-    Kind(&'static str),
+    #[error("this token is for a {class}")]
+    Kind {
+        /// For whom it is.
+        class: &'static str,
+        /// The command that redeems it.
+        command: &'static str,
+    },
     /// The key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -38,9 +43,8 @@ pub enum EnrolError {
 pub async fn login(token: &str, dir: &Path, clock: Arc<dyn Clock>) -> Result<SpiffeId, EnrolError> {
     let token = JoinToken::parse(token)?;
     if !token.class.is_person() {
-        return Err(EnrolError::Kind(
-            "this token is for a device: redeem it with `doorward agent join TOKEN`",
-        ));
+        let command = "doorward agent join TOKEN";
+        return Err(EnrolError::Kind { class: "device", command });
     }
     let key = DeviceKey::load_or_create(dir)?;
     let (chain, private) = key.self_signed()?;
@@ -80,9 +84,8 @@ pub async fn join(
 ) -> Result<AgentSettings, EnrolError> {
     let token = JoinToken::parse(token)?;
     if token.class.is_person() {
-        return Err(EnrolError::Kind(
-            "this token is for a person: redeem it with `doorward login TOKEN`",
-        ));
+        let command = "doorward login TOKEN";
+        return Err(EnrolError::Kind { class: "person", command });
     }
     let settings = Agent::join(
         dir,

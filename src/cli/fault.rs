@@ -128,8 +128,13 @@ impl From<ClientError> for Fault {
         match error {
             ClientError::Refused(refusal) => refusal.into(),
             other => {
-                let exit = if other.is_unavailable() { 4 } else { 1 };
-                Self { exit, ..Self::of(&other) }
+                let exit = match (other.is_denied(), other.is_unavailable()) {
+                    (true, _) => 3,
+                    (false, true) => 4,
+                    (false, false) => 1,
+                };
+                let hint = other.hint().map(str::to_owned);
+                Self { exit, hint, ..Self::of(&other) }
             }
         }
     }

@@ -143,9 +143,9 @@ impl Manifest {
         for (key, text) in &self.data {
             let compact: Zeroizing<String> =
                 Zeroizing::new(text.split_whitespace().collect::<String>());
-            let bytes = STANDARD.decode(compact.as_bytes()).map_err(|error| {
+            // The decoder's own words would show a byte of the value.
+            let bytes = STANDARD.decode(compact.as_bytes()).map_err(|_| {
                 Fault::failed(format!("`data.{key}` of `{file}` is not base64"))
-                    .cause(error.to_string())
                     .hint("plain text belongs under `stringData`")
             })?;
             items.insert(key.clone(), SecretValue::new(bytes));
@@ -247,7 +247,7 @@ fn dotenv(file: &str, text: &str) -> Result<Items, Fault> {
         false => {
             let all: Vec<String> = faults.iter().map(Diagnostic::render).collect();
             Err(Fault::failed(format!("`{file}` has faults; nothing was stored"))
-                .cause(format!("\n{}", all.join("\n"))))
+                .cause(format!("\n{}", all.join("\n").trim_end())))
         }
     }
 }

@@ -203,6 +203,9 @@ pub fn login(text: &str, access: &Access, output: &Output) -> Result<(), Fault> 
 fn enrol_fault(error: app::EnrolError) -> Fault {
     match error {
         app::EnrolError::Client(error) => error.into(),
+        app::EnrolError::Kind { command, .. } => {
+            Fault::of(&error).hint(format!("redeem it with `{command}`"))
+        }
         other => Fault::of(&other),
     }
 }

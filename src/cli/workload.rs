@@ -8,7 +8,7 @@ use super::block_on;
 use super::fault::Fault;
 use super::output::Output;
 use crate::app;
-use crate::model::{SecretName, SecretValue};
+use crate::model::{Reason, SecretName, SecretValue};
 
 /// Fetches values from the agent in one round trip; all or none.
 pub(super) async fn fetch(
@@ -29,7 +29,11 @@ fn of_agent(error: app::RunError) -> Fault {
                 _ => 1,
             };
             let what = name.map(|name| format!(" for secret/{name}")).unwrap_or_default();
-            let cause = Some(reason);
+            // The agent's own reasons are words; the broker's are codes, told with their word.
+            let known = serde_json::from_value::<Reason>(reason.as_str().into());
+            let cause =
+                Some(known.map_or(reason, |known| format!("{} {}", known.code(), known.word())));
+            let hint = hint.or_else(|| why(&code, request_id.as_deref()?));
             Fault {
                 cause,
                 hint,
@@ -44,6 +48,12 @@ fn of_agent(error: app::RunError) -> Fault {
         }
         other => Fault::of(&other),
     }
+}
+
+/// Where the why of a denial stands.
+fn why(code: &str, request: &str) -> Option<String> {
+    let said = || format!("whoever may read the log sees why with `doorward explain {request}`");
+    (code == "denied").then(said)
 }
 
 struct Wanted {

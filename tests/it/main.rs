@@ -6,4 +6,5 @@ mod kill;
 mod local_http;
 mod postgres;
 mod scene;
+mod snapshots;
 mod tidy;

@@ -226,7 +226,7 @@ fn revoked(stage: &mut Stage, workload: &Path, postgres: &Postgres) {
     stage.operator_must(&["identity", "revoke", "shop-api"], None).unwrap();
     let ran = log_in(stage, workload, postgres);
     assert_eq!((ran.code, ran.stdout.as_str()), (3, ""), "{ran:?}");
-    assert_eq!(ran.fault()["cause"], "D302", "{ran:?}");
+    assert_eq!(ran.fault()["cause"], "D302 revoked", "{ran:?}");
     let request = ran.fault()["request"].as_str().expect("a request to quote").to_owned();
     let tail = stage.operator_must(&["log", "tail", "-n", "50", "--holding", &request], None);
     let tail = tail.unwrap();
