@@ -9,6 +9,7 @@
 pub(crate) mod conformance;
 mod engine;
 mod file;
+mod redb_error;
 mod redb_store;
 mod row;
 

@@ -23,6 +23,7 @@ use tokio::sync::broadcast;
 
 use super::engine::{Store, StoreError};
 use super::file;
+use super::redb_error::{RedbError, wrong};
 use super::row::{Event, Row, Table, Txn, after_key};
 use crate::model::limits;
 
@@ -38,35 +39,6 @@ type Rows = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 fn rows(table: Table) -> Rows {
     TableDefinition::new(table.as_str())
-}
-
-/// What stands behind [`StoreError::Failed`].
-#[derive(Debug, thiserror::Error)]
-enum RedbError {
-    #[error("an earlier failure ended this store; restart to recover")]
-    Poisoned,
-    #[error("the engine panicked")]
-    Panicked,
-    #[error("revisions are used up")]
-    Exhausted,
-    #[error(transparent)]
-    Engine(#[from] redb::Error),
-    #[error(transparent)]
-    Ended(#[from] tokio::task::JoinError),
-}
-
-impl From<RedbError> for StoreError {
-    fn from(error: RedbError) -> Self {
-        Self::Failed(Box::new(error))
-    }
-}
-
-fn wrong(error: impl Into<redb::Error>) -> StoreError {
-    match error.into() {
-        redb::Error::Io(error) => file::wrong_io(error),
-        redb::Error::Corrupted(what) => StoreError::Damaged(what),
-        other => RedbError::Engine(other).into(),
-    }
 }
 
 /// A redb file. Cheap to share behind an `Arc`; closed in order when the last one is dropped.

@@ -57,7 +57,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("casbin", &["policy/engine.rs"]),
     ("quinn", &["wire/", "broker/listener.rs"]),
     ("rcgen", &["authority/", "agent/keys.rs"]),
-    ("redb", &["store/redb_store.rs", "store/redb_store/"]),
+    ("redb", &["store/redb_store.rs", "store/redb_error.rs"]),
     ("axum", &["app/management.rs", "agent/http.rs", "agent/http/"]),
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
