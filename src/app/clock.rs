@@ -11,7 +11,10 @@ use time::OffsetDateTime;
 
 use crate::model::{Clock, Moment, limits};
 
-/// A clock with a floor.
+/// The floor follows the clock in steps of this.
+const FLOOR_STEP_MS: i64 = 1000;
+
+/// A clock with a floor: what it last showed, or the last record if that is later.
 #[derive(Debug)]
 pub struct GuardedClock {
     inner: Arc<dyn Clock>,
@@ -31,6 +34,11 @@ impl GuardedClock {
         self.floor_ms.fetch_max(ms, Ordering::Relaxed);
     }
 
+    /// The machine's own reading, floor or not: what the watch compares.
+    pub fn raw(&self) -> Moment {
+        self.inner.now()
+    }
+
     /// How far the raw wall clock stands behind the floor; zero when it does not.
     pub fn behind(&self) -> Duration {
         let floor = self.floor_ms.load(Ordering::Relaxed);
@@ -42,8 +50,12 @@ impl GuardedClock {
 impl Clock for GuardedClock {
     fn now(&self) -> Moment {
         let raw = self.inner.now();
-        let floor = self.floor_ms.load(Ordering::Relaxed);
-        if raw.unix_ms() >= floor {
+        let (now, floor) = (raw.unix_ms(), self.floor_ms.load(Ordering::Relaxed));
+        if now >= floor {
+            // What was seen once is never gone below, to a second: that keeps the write rare.
+            if now.saturating_sub(floor) >= FLOOR_STEP_MS {
+                self.floor_ms.fetch_max(now, Ordering::Relaxed);
+            }
             return raw;
         }
         let wall = OffsetDateTime::from_unix_timestamp_nanos(i128::from(floor) * 1_000_000);
@@ -87,6 +99,21 @@ mod tests {
         manual.set_wall(datetime!(2020-01-01 00:00 UTC));
         assert_eq!(clock.now().wall(), datetime!(2026-11-23 12:00 UTC));
         assert!(clock.behind() > Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn what_has_ended_once_stays_ended() {
+        let manual = Arc::new(ManualClock::at(datetime!(2026-11-23 12:00 UTC)));
+        let clock = GuardedClock::new(manual.clone());
+        assert_eq!(clock.now().wall(), datetime!(2026-11-23 12:00 UTC));
+        manual.advance(Duration::from_secs(3600));
+        assert_eq!(clock.now().wall(), datetime!(2026-11-23 13:00 UTC));
+        manual.set_wall(datetime!(2026-11-23 12:00 UTC));
+        assert_eq!(clock.now().wall(), datetime!(2026-11-23 13:00 UTC));
+        assert_eq!(clock.behind(), Duration::from_secs(3600));
+        assert_eq!(clock.raw().wall(), datetime!(2026-11-23 12:00 UTC), "the watch sees it");
+        manual.advance(Duration::from_secs(3601));
+        assert_eq!(clock.now().wall(), datetime!(2026-11-23 13:00:01 UTC), "it catches up");
     }
 
     #[test]
