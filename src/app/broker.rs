@@ -17,8 +17,12 @@ use crate::decision_log::{Note, RecordError};
 use crate::identity::Task;
 use crate::model::{Clock, limits};
 use crate::posture::Posture;
+use crate::store::Store;
 use crate::vault::Vault;
 use crate::wire::{self, ServerIdentity, TlsError};
+
+/// How often the clocks, the store and the certificates of living connections are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A broker that answers.
 pub struct RunningBroker {
@@ -42,9 +46,10 @@ impl BrokerStart {
     pub async fn start(self) -> Result<RunningBroker, StartError> {
         let opened = self.open().await?;
         let line = Arc::new(self.join_parts(&opened).await?);
-        let clock = Arc::clone(&opened.clock);
+        let (clock, store) = (Arc::clone(&opened.clock), Arc::clone(&opened.store));
         let running = self.open_ports(line, opened).await?;
         running.begin_chores(clock);
+        running.watch_store(store);
         running.health.ready();
         Ok(running)
     }
@@ -178,12 +183,20 @@ impl RunningBroker {
             let mut stop = self.supervisor.stopping();
             async move {
                 loop {
-                    tokio::select! {
-                        changed = changes.changed() => if changed.is_err() { return Ok(()) },
+                    let changed = tokio::select! {
+                        changed = changes.changed() => match changed {
+                            Ok(()) => true,
+                            Err(_) => return Ok(()),
+                        },
+                        () = tokio::time::sleep(LOOK_EVERY) => false,
                         _ = stop.wait_for(|stop| *stop) => return Ok::<_, std::convert::Infallible>(()),
-                    }
+                    };
                     let parts = line.parts();
-                    let closed = all.review_identities(&parts.identity, parts.clock.now());
+                    let now = parts.clock.now();
+                    let closed = match changed {
+                        true => all.review_identities(&parts.identity, now),
+                        false => all.review_expiry(&parts.identity, now),
+                    };
                     parts.metrics.closed.inc_by(u64::try_from(closed).unwrap_or(0));
                 }
             }
@@ -237,18 +250,34 @@ impl RunningBroker {
         });
     }
 
+    /// A store that failed for good ends the process: only a start believes the file again.
+    fn watch_store(&self, store: Arc<dyn Store>) {
+        let mut stop = self.supervisor.stopping();
+        self.supervisor.go_on("store", async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                    _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                }
+                if store.has_failed() {
+                    return Err("`store.redb` could not be written or read; a start recovers it");
+                }
+            }
+        });
+    }
+
     /// Watches the clocks.
     fn begin_chores(&self, clock: Arc<GuardedClock>) {
         let line = Arc::clone(&self.line);
         let mut stop = self.supervisor.stopping();
         self.supervisor.go_on("clock", async move {
-            let mut watch = Watch::new(clock.now());
+            let mut watch = Watch::new(clock.raw());
             loop {
                 tokio::select! {
-                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
                     _ = stop.wait_for(|stop| *stop) => return Ok::<_, RecordError>(()),
                 }
-                let step = watch.look(clock.now());
+                let step = watch.look(clock.raw());
                 line.clock_agrees(step.is_none() && clock.behind() < limits::CLOCK_STEP);
                 if let Some(apart) = step {
                     tracing::error!(?apart, "the clocks went apart: all verdicts are unknown now");

@@ -132,15 +132,33 @@ impl Connections {
 
     /// Closes every connection whose peer does not count any more. Gives the number closed.
     pub fn review_identities(&self, identity: &Identity, now: Moment) -> usize {
+        self.review(identity, now, |standing| match standing {
+            Standing::Live => None,
+            Standing::Expired | Standing::NotYet => Some(CloseCode::Expired),
+            Standing::Revoked | Standing::Unknown => Some(CloseCode::Revoked),
+        })
+    }
+
+    /// Closes every connection whose certificate has ended. Each has a timer of its own, but timers
+    /// stop in suspend and do not hear of a wall clock that was set. Gives the number closed.
+    pub fn review_expiry(&self, identity: &Identity, now: Moment) -> usize {
+        self.review(identity, now, |standing| {
+            (standing == Standing::Expired).then_some(CloseCode::Expired)
+        })
+    }
+
+    fn review(
+        &self,
+        identity: &Identity,
+        now: Moment,
+        reason: impl Fn(Standing) -> Option<CloseCode>,
+    ) -> usize {
         let mut closed = 0;
         for connection in self.all() {
-            let reason = match identity.recognise(&connection.peer, now).standing() {
-                Standing::Live => continue,
-                Standing::Expired | Standing::NotYet => CloseCode::Expired,
-                Standing::Revoked | Standing::Unknown => CloseCode::Revoked,
-            };
-            (connection.close)(reason);
-            closed += 1;
+            if let Some(reason) = reason(identity.recognise(&connection.peer, now).standing()) {
+                (connection.close)(reason);
+                closed += 1;
+            }
         }
         closed
     }

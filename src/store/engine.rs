@@ -96,6 +96,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// When the engine failed.
     async fn last_grant(&self) -> Result<Option<u64>, StoreError>;
 
+    /// Whether an earlier failure ended this store: every further call fails, and only a new start
+    /// recovers.
+    fn has_failed(&self) -> bool {
+        false
+    }
+
     /// Events of commits after this call, in order, one for each row written. The channel is
     /// bounded: a reader that falls behind is told `Lagged` and must read anew.
     fn watch(&self) -> tokio::sync::broadcast::Receiver<Event>;

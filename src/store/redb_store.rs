@@ -330,6 +330,10 @@ impl Store for RedbStore {
         self.inner.guarded(|db| book(&db.begin_read().map_err(wrong)?, BOOK_LAST_GRANT))
     }
 
+    fn has_failed(&self) -> bool {
+        self.inner.poisoned.load(Ordering::Acquire)
+    }
+
     fn watch(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()
     }
