@@ -23,6 +23,9 @@ use crate::wire::TlsError;
 /// Bytes of one segment of the log's journal.
 const SEGMENT: u64 = 64 * 1024 * 1024;
 
+/// The largest sealed file, in bytes: a wrapped P-256 key is under 300.
+const SEALED_MAX: u64 = 64 * 1024;
+
 /// Why a broker does not start. Each names what is wrong; nothing is repaired silently.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -37,6 +40,18 @@ pub enum StartError {
         /// The system's word.
         #[source]
         source: std::io::Error,
+    },
+    /// A sealed file that others may read or change.
+    #[error("`{0}` must be a plain file of this user, closed to others: `chmod 600` it")]
+    Loose(PathBuf),
+    /// A sealed file that does not open.
+    #[error("`{path}` is damaged, or of another broker; restore it from a backup")]
+    Sealed {
+        /// Which.
+        path: PathBuf,
+        /// What the seal says.
+        #[source]
+        source: SealError,
     },
     /// A sealed key has another length than Doorward gives it.
     #[error("the sealed key in `{0}` is not of the form that Doorward writes")]
@@ -204,9 +219,27 @@ impl Opened {
 }
 
 fn unwrap_file(root: &RootKey, label: &str, path: &Path) -> Result<SecretValue, StartError> {
-    let wrapped =
-        std::fs::read(path).map_err(|source| StartError::File { path: path.to_owned(), source })?;
-    Ok(root.unwrap(label, &wrapped)?)
+    let wrapped = read_private(path)?;
+    root.unwrap(label, &wrapped)
+        .map_err(|source| StartError::Sealed { path: path.to_owned(), source })
+}
+
+/// A plain file of this user that nobody else may touch, with a bound.
+fn read_private(path: &Path) -> Result<Vec<u8>, StartError> {
+    use std::io::Read as _;
+    use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+    let failed = |source| StartError::File { path: path.to_owned(), source };
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let file = std::fs::File::options().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    let ours = meta.uid() == 0 || meta.uid() == nix::unistd::geteuid().as_raw();
+    if !meta.is_file() || !ours || meta.mode() & 0o077 != 0 {
+        return Err(StartError::Loose(path.to_owned()));
+    }
+    let mut bytes = Vec::new();
+    file.take(SEALED_MAX).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
 }
 
 /// The time of the newest record.
