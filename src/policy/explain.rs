@@ -298,7 +298,9 @@ fn mode_of(sub: &str, action: Action, object: &str) -> (Mode, Option<String>) {
         Action::Renew if own || person => "self-renew",
         Action::Read if own => "self-duties",
         Action::Read if object == format!("svid{path}") => "self-read",
-        Action::Enroll if path == "/doorward/applicant" => "self-enroll",
+        Action::Enroll if path == "/doorward/applicant" && object == APPLICANT_OBJECT => {
+            "self-enroll"
+        }
         Action::Rollback if object == "policy" => {
             let note = "deny rows with a posture do not count against a rollback";
             return (Mode::Rollback, Some(note.to_owned()));
