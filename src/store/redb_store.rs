@@ -305,8 +305,7 @@ impl Store for RedbStore {
     }
 
     async fn commit(&self, txn: Txn) -> Result<u64, StoreError> {
-        let turn = Arc::clone(&self.writer).lock_owned().await;
-        let inner = Arc::clone(&self.inner);
+        let (turn, inner) = (Arc::clone(&self.writer).lock_owned().await, Arc::clone(&self.inner));
         let commit = tokio::task::spawn_blocking(move || {
             let _turn = turn; // kept until the events are out, so that they stay in order
             inner.commit(txn)
@@ -315,10 +314,8 @@ impl Store for RedbStore {
     }
 
     async fn revision(&self) -> Result<u64, StoreError> {
-        self.inner.guarded(|db| {
-            let txn = db.begin_read().map_err(wrong)?;
-            Ok(book(&txn, BOOK_REVISION)?.unwrap_or(0))
-        })
+        let read = |db: &Database| book(&db.begin_read().map_err(wrong)?, BOOK_REVISION);
+        Ok(self.inner.guarded(read)?.unwrap_or(0))
     }
 
     fn generation(&self) -> Option<u64> {
@@ -661,6 +658,7 @@ mod tests {
             let backend = Failing { inner, write: write.clone(), sync: sync.clone() };
             let store = RedbStore::over_backend(backend, true, false).unwrap();
             store.commit(row(b"k", b"1")).await.unwrap();
+            assert!(!store.has_failed());
 
             let switch = if at_sync { &sync } else { &write };
             switch.store(number, Ordering::SeqCst);
@@ -673,6 +671,7 @@ mod tests {
             switch.store(0, Ordering::SeqCst);
             let later = store.commit(row(b"k", b"3")).await.unwrap_err();
             assert!(matches!(later, StoreError::Failed(_)), "a retry may lie: {later:?}");
+            assert!(store.has_failed(), "whoever supervises it hears so");
             assert!(matches!(store.get(Table::Meta, b"k").await, Err(StoreError::Failed(_))));
             assert!(matches!(store.revision().await, Err(StoreError::Failed(_))));
             assert!(!later.to_string().contains("engine"), "the source is never in Display");
