@@ -1,11 +1,14 @@
 //! Tests of the whole: one binary, real handshakes, ports that the system chooses.
 
 mod backup;
+mod bad_input;
 mod forge;
 mod handshakes;
 mod journey;
 mod kill;
+mod line;
 mod local_http;
+mod matrix;
 mod postgres;
 mod scene;
 mod snapshots;
