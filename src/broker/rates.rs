@@ -48,6 +48,7 @@ impl std::fmt::Display for Source {
 enum Bucket {
     Requests,
     Own,
+    Reports,
     Denials,
     Dead,
 }
@@ -76,15 +77,13 @@ impl Rates {
 
     /// Takes one request out of the caller's bucket; `false` when it is empty.
     pub fn request(&self, caller: &Caller, source: Option<Source>, ask: &Ask, now: Moment) -> bool {
-        match (caller.standing(), ask.is_own()) {
-            (Standing::Live, false) => {
-                self.take(key(caller, source, Bucket::Requests), now, self.per_second)
-            }
-            (Standing::Live, true) => {
-                self.take(key(caller, source, Bucket::Own), now, limits::OWN_RATE)
-            }
-            _ => self.take(key(caller, source, Bucket::Dead), now, self.denials_per_second),
-        }
+        let (bucket, rate) = match ask {
+            _ if caller.standing() != Standing::Live => (Bucket::Dead, self.denials_per_second),
+            Ask::Report { .. } => (Bucket::Reports, limits::REPORT_RATE),
+            ask if ask.is_own() => (Bucket::Own, limits::OWN_RATE),
+            _ => (Bucket::Requests, self.per_second),
+        };
+        self.take(key(caller, source, bucket), now, rate)
     }
 
     /// Takes one denial out of the caller's bucket; `false` when it is empty.
@@ -151,6 +150,9 @@ mod tests {
         assert!(ask(&live, &Ask::Status {}), "the dead did not use up what the living may");
         while ask(&live, &Ask::Status {}) {}
         assert!(ask(&live, &Ask::Renew {}), "nobody is locked out of renewing");
+        let report = Ask::Report { facts: Digest([0; 32]) };
+        let reports = (0..100).filter(|_| ask(&live, &report)).count();
+        assert_eq!(u32::try_from(reports), Ok(limits::REPORT_RATE));
     }
 
     #[test]

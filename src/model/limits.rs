@@ -121,8 +121,10 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 pub const CALLER_RATE: u32 = 500;
 /// Denials a second of one caller, likewise.
 pub const DENIAL_RATE: u32 = 20;
-/// Reports, renewals and the like a second of one caller; ordinary requests can't use these up.
-pub const OWN_RATE: u32 = 20;
+/// Questions about itself and renewals a second of one caller; ordinary requests can't use these up.
+pub const OWN_RATE: u32 = 250;
+/// Reports a second of one device: each may bring 64 KiB of facts into the log.
+pub const REPORT_RATE: u32 = 4;
 /// Connections of one network on the enrolment port: a rack that enrols at once fits.
 pub const APPLICANTS_PER_SOURCE: usize = 32;
 /// A connection on the enrolment port that has not asked by then is closed.
