@@ -119,8 +119,10 @@ pub enum Object {
     Log,
     /// `seal`
     Seal,
-    /// `backup`
+    /// `backup`: the sealed data.
     Backup,
+    /// `backup/keys`: the keys, for who holds the recipient's private one.
+    BackupKeys,
 }
 
 impl fmt::Display for Object {
@@ -140,6 +142,7 @@ impl fmt::Display for Object {
             Self::Log => f.write_str("log/decisions"),
             Self::Seal => f.write_str("seal"),
             Self::Backup => f.write_str("backup"),
+            Self::BackupKeys => f.write_str("backup/keys"),
         }
     }
 }
@@ -164,6 +167,8 @@ impl Object {
             ("policy", "") => Ok(Self::Policy),
             ("seal", "") => Ok(Self::Seal),
             ("backup", "") => Ok(Self::Backup),
+            ("backup", "keys") => Ok(Self::BackupKeys),
+            ("backup", _) => Err(ObjectError::Form("backup", "backup` or `backup/keys")),
             ("log", "decisions") => Ok(Self::Log),
             ("log", _) => Err(ObjectError::Form("log", "log/decisions")),
             ("entry", "all") => Ok(Self::Entries),
@@ -222,6 +227,7 @@ mod tests {
             "log/decisions",
             "seal",
             "backup",
+            "backup/keys",
             &format!("device/server/{device}"),
             "entry/ns/pay/0192a0b0-0000-7000-8000-000000000000",
         ] {
@@ -235,6 +241,7 @@ mod tests {
             "svid",
             "log/x",
             "policy/x",
+            "backup/x",
             "entry/x",
         ] {
             assert!(Object::parse(text, &domain).is_err(), "{text:?}");

@@ -143,7 +143,9 @@ impl Rules {
         }
         if judgement.allowed && *target == Target::Absent && !scope::creates(ask) {
             let (action, object) = scope::may_know_of(ask, object);
-            let knows = self.judge(subject, action, &object, seen, now, Mode::Ordinary).allowed;
+            // Whether a token lives is told to nobody: an applicant is denied, or let in.
+            let knows = !matches!(ask, Ask::Enroll { .. })
+                && self.judge(subject, action, &object, seen, now, Mode::Ordinary).allowed;
             judgement.allowed = false;
             judgement.code = if knows { Code::NotFound } else { Code::Denied };
             judgement.reason = Reason::Absent;

@@ -13,7 +13,7 @@
 //! | entry create, list, delete | `entry/<path>/new`, `entry/all`, `entry/<path>/<id>` |
 //! | policy read, activate, rollback | `policy` |
 //! | log read, explain | `log/decisions` |
-//! | status · backup | `seal` · `backup` |
+//! | status · backup of data, of keys | `seal` · `backup`, `backup/keys` |
 //!
 //! Who may not be locked out: some asks take their object from the caller, never from the request.
 //! For those a built-in rule allows, and of the policy only deny rows with posture `any` count.
@@ -125,7 +125,8 @@ pub(super) fn object(
         Ask::PolicyRead {} | Ask::PolicyActivate {} | Ask::PolicyRollback {} => Object::Policy,
         Ask::LogRead { .. } | Ask::Explain { .. } => Object::Log,
         Ask::Status {} => Object::Seal,
-        Ask::BackupData {} | Ask::BackupKeys { .. } => Object::Backup,
+        Ask::BackupData {} => Object::Backup,
+        Ask::BackupKeys { .. } => Object::BackupKeys,
     };
     Ok(object.to_string())
 }
@@ -171,6 +172,7 @@ pub(super) fn is_out_of_place(asker: &Asker<'_>, ask: &Ask) -> bool {
 pub(super) fn task_rule(task: Task, ask: &Ask) -> Option<&'static str> {
     match (task, ask) {
         (Task::OwnIdentity, Ask::Renew {}) => Some("task-own-identity"),
+        (Task::Retention, Ask::Renew {}) => Some("task-retention"),
         (Task::OwnIdentity | Task::Retention, _) => None,
     }
 }
@@ -183,7 +185,6 @@ pub(super) fn creates(ask: &Ask) -> bool {
             | Ask::EntryCreate { .. }
             | Ask::TokenCreate { .. }
             | Ask::OperatorAdd { .. }
-            | Ask::Enroll { .. }
     )
 }
 
@@ -244,6 +245,7 @@ mod tests {
             (r#"{"policy_read":{}}"#, "policy"),
             (r#"{"status":{}}"#, "seal"),
             (r#"{"backup_data":{}}"#, "backup"),
+            (r#"{"backup_keys":{"recipient":"x"}}"#, "backup/keys"),
         ] {
             assert_eq!(object(&with, &ask(json), &domain).as_deref(), Ok(want), "{json}");
         }
@@ -279,6 +281,7 @@ mod tests {
         assert!(is_out_of_place(&asker(&id, K::Applicant), &ask(r#"{"whoami":{}}"#)));
         assert!(is_out_of_place(&asker(&id, K::Operator), &ask(r#"{"enroll":{"name":"x"}}"#)));
         assert!(!is_out_of_place(&asker(&id, K::Applicant), &ask(r#"{"enroll":{"name":"x"}}"#)));
-        assert_eq!(task_rule(Task::Retention, &ask(r#"{"renew":{}}"#)), None);
+        assert_eq!(task_rule(Task::Retention, &ask(r#"{"renew":{}}"#)), Some("task-retention"));
+        assert_eq!(task_rule(Task::Retention, &ask(r#"{"policy_rollback":{}}"#)), None);
     }
 }

@@ -418,6 +418,9 @@ fn applicants_enroll_and_do_nothing_else_and_nobody_else_does() {
     let enroll = r#"{"enroll":{"name":"host"}}"#;
     let found = applicant.asks(&open, enroll, Target::Itself);
     assert_eq!((found.allowed, found.rules[0].id.as_str()), (true, "self-enroll"));
+    // Neither a living token nor a known key: denied like everybody without a rule, whoever may list.
+    let absent = applicant.asks(&open, enroll, Target::Absent);
+    assert_eq!((absent.allowed, absent.code, absent.reason), (false, Code::Denied, Reason::Absent));
     for json in [r#"{"read":{"name":"pay/db"}}"#, r#"{"whoami":{}}"#, r#"{"device_list":{}}"#] {
         assert!(!applicant.asks(&open, json, Target::Itself).allowed, "{json}");
     }
@@ -434,7 +437,9 @@ fn the_brokers_tasks_follow_a_constant_table() {
     assert_eq!((found.allowed, found.rules[0].id.as_str()), (true, "task-own-identity"));
     assert!(!task.asks(&open, r#"{"read":{"name":"pay/db"}}"#, Target::Itself).allowed);
     let other = Who::new(CallerKind::Broker(Task::Retention), "/doorward/task/retention");
-    assert!(!other.asks(&open, r#"{"renew":{}}"#, Target::Itself).allowed);
+    let found = other.asks(&open, r#"{"renew":{}}"#, Target::Itself);
+    assert_eq!((found.allowed, found.rules[0].id.as_str()), (true, "task-retention"));
+    assert!(!other.asks(&open, r#"{"policy_rollback":{}}"#, Target::Itself).allowed);
 }
 
 #[test]
@@ -549,6 +554,8 @@ fn the_default_policies_pass_and_keep_values_from_operators() {
     }
     assert!(!ask("operator/ann", Action::Read, "secret/pay/db"));
     assert!(!ask("operator/ann", Action::Watch, "secret/pay/db"));
+    assert!(!ask("operator/ann", Action::Take, "backup/keys"));
+    assert!(!ask("operator/ann", Action::Restore, "backup"));
     for (action, object) in [
         (Action::Activate, "policy"),
         (Action::Rollback, "policy"),

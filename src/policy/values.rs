@@ -9,6 +9,8 @@ use super::pattern::{ANY, TIME_BYTES, UNBOUNDED};
 const KINDS: &[&str] = &["secret", "svid", "entry", "device", "bundle", "log"];
 /// Kinds of which there is one.
 const SINGLE: &[&str] = &["policy", "seal", "backup"];
+/// The one thing that stands below a kind of which there is one.
+const BACKUP_KEYS: &str = "backup/keys";
 /// What a group's name begins with.
 pub(super) const GROUP: &str = "group:";
 
@@ -100,6 +102,11 @@ pub(super) fn object(text: &str) -> Result<(), Flaw> {
     if SINGLE.contains(&kind) {
         return match deep {
             false => Ok(()),
+            true if text == BACKUP_KEYS => Ok(()),
+            true if kind == "backup" => {
+                let help = format!("write `{kind}` for the data, `{BACKUP_KEYS}` for the keys");
+                Err(Flaw::new(kind.len(), 0, "this is no part of a backup").help(help))
+            }
             true => Err(Flaw::new(kind.len(), 0, format!("nothing stands below `{kind}`"))),
         };
     }
@@ -247,7 +254,9 @@ mod tests {
 
     #[test]
     fn objects() {
-        for good in ["secret/**", "secret/pay/*/url", "policy", "seal", "backup", "log/*"] {
+        for good in
+            ["secret/**", "secret/pay/*/url", "policy", "seal", "backup", "backup/keys", "log/*"]
+        {
             assert_eq!(object(good), Ok(()), "{good}");
         }
         for bad in [

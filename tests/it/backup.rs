@@ -5,6 +5,37 @@ use doorward::app::Stage;
 
 use crate::journey::program;
 
+/// Puts a row in force under which this one operator takes the keys too.
+fn keys_may_be_taken(stage: &Stage) {
+    let dir = stage.broker_dir().join("policies");
+    let file = dir.join("policy.csv");
+    let mut rows = std::fs::read_to_string(&file).unwrap();
+    let you = "spiffe://dev.doorward/doorward/operator/you";
+    rows.push_str(&format!("\np, keys-backup, {you}, backup/keys, take, any, -, -, allow\n"));
+    std::fs::write(&file, rows).unwrap();
+    stage.operator_must(&["policy", "activate", &dir.display().to_string()], None).unwrap();
+}
+
+/// Data and keys together open everything, so the keys are an object of their own.
+#[test]
+fn keys_are_taken_only_under_a_row_that_says_so() {
+    let stage = Stage::with_program(program(), None).unwrap();
+    let path = |name: &str| stage.dir().join(name).display().to_string();
+    let private = path("private.key");
+    let made = stage.operator_must(&["backup", &private, "--new-recipient"], None).unwrap().json();
+    let recipient = made["recipient"].as_str().unwrap();
+    let take = |data: &str, keys: &str| {
+        stage.operator(&["backup", data, "--keys", keys, "--recipient", recipient], None).unwrap()
+    };
+    stage.operator_must(&["backup", &path("alone.backup")], None).unwrap();
+    let ran = take(&path("data-1"), &path("keys-1"));
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(!stage.dir().join("keys-1").exists());
+    keys_may_be_taken(&stage);
+    let ran = take(&path("data-2"), &path("keys-2"));
+    assert_eq!(ran.code, 0, "{ran:?}");
+}
+
 #[test]
 fn a_restored_broker_forgets_no_revocation() {
     let mut stage = Stage::with_program(program(), None).unwrap();
@@ -13,6 +44,7 @@ fn a_restored_broker_forgets_no_revocation() {
     let (restored, lost) = (path("restored"), path("lost"));
     let second = path("second");
     let broker = path("broker");
+    keys_may_be_taken(&stage);
     stage.operator_must(&["put", "shop/db/password"], Some(b"kept")).unwrap();
     let made = stage.operator_must(&["backup", &private, "--new-recipient"], None).unwrap().json();
     let recipient = made["recipient"].as_str().unwrap();
@@ -59,6 +91,7 @@ fn a_backup_of_keys_opens_for_its_recipient_only() {
     let path = |name: &str| stage.dir().join(name).display().to_string();
     let (data, keys, to) = (path("data.backup"), path("keys.backup"), path("restored"));
     let (private, other) = (path("private.key"), path("other.key"));
+    keys_may_be_taken(&stage);
     stage.operator_must(&["put", "shop/db/password"], Some(b"kept")).unwrap();
     let made = stage.operator_must(&["backup", &private, "--new-recipient"], None).unwrap().json();
     stage.operator_must(&["backup", &other, "--new-recipient"], None).unwrap();
