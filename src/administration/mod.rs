@@ -62,8 +62,8 @@ impl Administration {
             Ask::CanI { action, object } => self.can_i(&grant, *action, object).await,
             Ask::Report { facts } => self.take_report(&grant, *facts, &body, challenge).await,
             Ask::PolicyRead {} => Ok(self.policies.read()),
-            Ask::PolicyActivate {} => self.policies.activate(grant.index(), body.expose()).await,
-            Ask::PolicyRollback {} => self.policies.roll_back(grant.index()).await,
+            Ask::PolicyActivate {} => self.policies.activate(grant.under()?, body.expose()).await,
+            Ask::PolicyRollback {} => self.policies.roll_back(grant.under()?).await,
             Ask::LogRead { from, limit, holding } => {
                 self.read_log(*from, *limit, holding.as_deref())
             }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::opening::StartError;
 use crate::authority::{Authority, EpochFloor};
 use crate::decision_log::{DecisionLog, Note};
-use crate::model::{Action, Reason, RequestId};
+use crate::model::{Reason, RequestId};
 
 /// Records read at once.
 const PAGE: u32 = 1000;
@@ -49,7 +49,8 @@ pub async fn recall(
         tracing::warn!("the store was older than the log: revocations were put in force again");
     }
     for (request, index) in recalled.open {
-        log.note(Note::NotReleased { request, index, reason: Reason::StoreUnavailable }).await?;
+        let (index, reason) = (Some(index), Reason::StoreUnavailable);
+        log.note(Note::NotReleased { request, index, reason }).await?;
     }
     Ok(())
 }
@@ -60,20 +61,26 @@ impl Recalled {
         let word = |pointer: &str| record.pointer(pointer).and_then(Value::as_str);
         let request = word("/id").and_then(|id| RequestId::parse(id).ok());
         match (word("/kind"), request) {
-            (Some("identity"), _) => {
+            (Some("identity"), Some(request)) => {
                 let floor = record.get("detail").cloned().unwrap_or_default();
-                if let Ok(floor) = serde_json::from_value::<EpochFloor>(floor) {
+                if let Ok(floor) = serde_json::from_value::<EpochFloor>(floor)
+                    && word("/what") == Some("epochs")
+                {
                     self.floor.merge(floor);
                 }
+                // Written only once the thing was done.
+                self.open.remove(&request);
             }
             (Some("not_released"), Some(request)) => {
                 self.open.remove(&request);
             }
             (Some("decision"), Some(request)) => {
-                let action = word("/req/act").and_then(Action::parse);
                 let granted = word("/dec/verdict") == Some("allow");
                 let after_commit = committed.is_none_or(|committed| index > committed);
-                if granted && after_commit && action.is_some_and(commits) {
+                if granted
+                    && after_commit
+                    && word("/req/op").or(word("/req/act")).is_some_and(commits)
+                {
                     self.open.insert(request, index);
                 }
             }
@@ -82,15 +89,93 @@ impl Recalled {
     }
 }
 
-/// Actions that end in a commit of the store under the index of their own record.
-fn commits(action: Action) -> bool {
+/// Operations that end in a commit of the store under the index of their own record. A renewal may
+/// commit that a device was seen, and nothing hangs on that.
+fn commits(op: &str) -> bool {
     matches!(
-        action,
-        Action::Write
-            | Action::Activate
-            | Action::Delete
-            | Action::Rollback
-            | Action::Revoke
-            | Action::Enroll
+        op,
+        "write"
+            | "label"
+            | "activate"
+            | "delete"
+            | "undelete"
+            | "enroll"
+            | "operator_add"
+            | "operator_remove"
+            | "token_create"
+            | "device_revoke"
+            | "entry_create"
+            | "entry_delete"
+            | "revoke"
+            | "policy_activate"
+            | "policy_rollback"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const ID: &str = "0192a0b0-0000-7000-8000-000000000000";
+
+    fn decision(act: &str, op: &str, verdict: &str) -> Value {
+        json!({"kind": "decision", "id": ID, "req": {"act": act, "op": op}, "dec": {"verdict": verdict}})
+    }
+
+    fn open(records: &[Value], committed: Option<u64>) -> Vec<u64> {
+        let mut recalled = Recalled::default();
+        for (index, record) in (5..).zip(records) {
+            recalled.take(index, &record.to_string(), committed);
+        }
+        recalled.open.into_values().collect()
+    }
+
+    #[test]
+    fn a_granted_change_without_an_end_is_open_once_it_is_newer_than_the_store() {
+        let write = decision("write", "write", "allow");
+        assert_eq!(open(std::slice::from_ref(&write), Some(4)), [5]);
+        assert_eq!(open(std::slice::from_ref(&write), None), [5]);
+        assert!(open(std::slice::from_ref(&write), Some(5)).is_empty(), "the store has it");
+        assert!(open(&[decision("write", "write", "deny")], None).is_empty());
+        let end = json!({"kind": "not_released", "id": ID, "code": "D502"});
+        assert!(open(&[write, end], None).is_empty());
+    }
+
+    #[test]
+    fn what_commits_nothing_is_never_said_to_be_not_released() {
+        for (act, op) in [
+            ("read", "read"),
+            ("renew", "renew"),
+            ("issue", "issue"),
+            ("report", "report"),
+            ("take", "backup_keys"),
+        ] {
+            assert!(open(&[decision(act, op, "allow")], None).is_empty(), "{op}");
+        }
+        let short = |act: &str| json!({"kind": "decision", "id": ID, "req": {"act": act}, "dec": {"verdict": "allow"}});
+        assert!(open(&[short("read")], None).is_empty());
+        assert_eq!(open(&[short("write")], None), [5], "called as its action");
+    }
+
+    #[test]
+    fn a_note_of_what_was_done_is_the_end_of_its_request() {
+        for op in ["enroll", "revoke", "entry_create"] {
+            let done = json!({"kind": "identity", "id": ID, "what": "x", "detail": {}});
+            assert_eq!(open(&[decision("write", op, "allow")], None), [5]);
+            assert!(open(&[decision("write", op, "allow"), done], None).is_empty(), "{op}");
+        }
+    }
+
+    #[test]
+    fn only_a_note_of_epochs_raises_them() {
+        let device = "0".repeat(64);
+        let mut recalled = Recalled::default();
+        for (what, merged) in [("issued", false), ("epochs", true)] {
+            let detail = json!({"devices": {device.clone(): 3}});
+            let note = json!({"kind": "identity", "id": ID, "what": what, "detail": detail});
+            recalled.take(1, &note.to_string(), None);
+            assert_eq!(!recalled.floor.is_empty(), merged, "{what}");
+        }
+    }
 }

@@ -31,7 +31,7 @@ impl Authority {
     pub(super) async fn enroll(
         &self,
         caller: &Caller,
-        name: &str,
+        (name, token): (&str, Option<&Digest>),
         body: &SecretValue,
         under: Option<u64>,
         now: Moment,
@@ -40,11 +40,39 @@ impl Authority {
             return Err(Failure::invalid("this key is enrolled already; `renew` is for it"));
         };
         let key = SubjectKey::parse(spki).map_err(|error| Failure::invalid(error.to_string()))?;
-        if body.is_empty() {
+        let Some(token) = token else {
+            if !body.is_empty() {
+                return Err(Failure::invalid("a body without its `token` is taken by nobody"));
+            }
             return self.again(&DeviceId(key.digest()), &key, under, now).await;
+        };
+        let shown = self.secret_of(body).map_err(|failure| self.wrong(failure, now))?;
+        if verify_slices_are_equal(&shown.0, &token.0).is_err() {
+            return Err(self.wrong(Failure::invalid("`token` is not that of the body"), now));
         }
         let (device, record) = self.redeem(&key, name, body, under, now).await?;
         self.device_certificate(device, &record, &key, now)
+    }
+
+    /// Whether an applicant shows what may be let in: a token that is neither spent nor ended, or
+    /// the key of a device that was not revoked. Found by the digest of 256 random bits, so the time
+    /// that it takes tells nothing. Nothing is spent here; the secret itself is looked at later.
+    pub(super) fn may_enroll(&self, token: Option<&Digest>, caller: &Caller) -> bool {
+        let mirror = self.mirror();
+        if let Some(digest) = token {
+            let now = self.clock.now().unix_s();
+            let living = |it: &TokenRecord| {
+                it.spent.is_none()
+                    && it.until > now
+                    && verify_slices_are_equal(&it.digest.0, &digest.0).is_ok()
+            };
+            return mirror.token(&token_key(digest)).is_some_and(living);
+        }
+        let known = |spki: &[u8]| {
+            let key = Digest::of(spki);
+            mirror.device(&DeviceId(key)).is_some_and(|it| it.key == key && !it.revoked)
+        };
+        caller.spki().is_some_and(known)
     }
 
     /// Spends a token on a key: one commit, or nothing.

@@ -186,7 +186,7 @@ fn same_set<T: PartialEq>(a: &[T], b: &[T]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake_store::{Room, draft, id};
+    use super::super::fake_store::{Room, draft, id, nobody};
     use super::*;
     use crate::model::limits::ENTRIES_PER_ID;
     use crate::model::{Ask, Selector, TrustDomain};
@@ -218,17 +218,17 @@ mod tests {
 
         let spiffe_id = id("/ns/pay/api");
         let ask = Ask::EntryDelete { spiffe_id: spiffe_id.clone(), id: entry.id };
-        let target = room.authority.locate(&ask).await.unwrap();
+        let target = room.authority.locate(&ask, &nobody()).await.unwrap();
         assert_eq!(target, Target::Entry { id: entry.id, epoch: 1 });
         let other = Ask::EntryDelete { spiffe_id: id("/ns/pay/other"), id: entry.id };
-        assert_eq!(room.authority.locate(&other).await.unwrap(), Target::Absent);
-        let own = room.authority.locate(&Ask::Renew {}).await.unwrap();
+        assert_eq!(room.authority.locate(&other, &nobody()).await.unwrap(), Target::Absent);
+        let own = room.authority.locate(&Ask::Renew {}, &nobody()).await.unwrap();
         assert_eq!(own, Target::Itself);
 
         assert!(room.authority.entry_delete(&Target::Absent, None).await.is_err());
         room.authority.entry_delete(&target, Some(2)).await.unwrap();
         assert_eq!(status(&room, &entry.id), None);
-        assert_eq!(room.authority.locate(&ask).await.unwrap(), Target::Absent);
+        assert_eq!(room.authority.locate(&ask, &nobody()).await.unwrap(), Target::Absent);
         let failure = room.authority.entry_delete(&target, Some(3)).await.unwrap_err();
         assert_eq!(failure.code, Code::NotFound);
         assert_eq!(room.again().await.authority.mirror().entries().len(), 0);

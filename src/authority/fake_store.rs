@@ -8,7 +8,7 @@ use time::macros::datetime;
 
 use super::room::{Authority, Places};
 use super::subject_key::SubjectKey;
-use crate::identity::Identity;
+use crate::identity::{Caller, CallerKind, Identity, Standing, sample};
 use crate::model::{
     Clock, DeviceClass, EntryDraft, ManualClock, Moment, Released, SecretValue, Selector, SpiffeId,
     TrustDomain,
@@ -231,4 +231,10 @@ pub(super) fn text(released: &Released) -> String {
 /// The same bytes once more.
 pub(super) fn copy(secret: &SecretValue) -> SecretValue {
     SecretValue::new(secret.expose().to_vec())
+}
+
+/// A caller for look-ups that do not depend on who asks.
+pub(super) fn nobody() -> Caller {
+    let id = "spiffe://corp.example/doorward/operator/nobody";
+    sample::caller(id, CallerKind::Operator, Standing::Live, None)
 }

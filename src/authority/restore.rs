@@ -145,7 +145,7 @@ fn of_identity(mirror: &Mirror, id: &SpiffeId) -> EpochFloor {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::fake_store::{Room, draft, id};
+    use super::super::fake_store::{Room, draft, id, nobody};
     use super::*;
     use crate::model::{Answer, DeviceClass, EntryId};
 
@@ -174,7 +174,7 @@ mod tests {
         ];
         room.authority.device_revoke(&class, &gone, Some(5)).await.unwrap();
         room.authority.revoke(&id("/a"), false, Some(6)).await.unwrap();
-        let target = room.authority.locate(&asks[2]).await.unwrap();
+        let target = room.authority.locate(&asks[2], &nobody()).await.unwrap();
         room.authority.entry_delete(&target, Some(7)).await.unwrap();
         let mut floor = EpochFloor::default();
         for ask in &asks {

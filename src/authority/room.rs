@@ -130,12 +130,17 @@ impl Authority {
     }
 
     /// What an ask of [`Kind::Authority`](crate::model::Kind) is about, as it stands now. An entry
-    /// that gives another SPIFFE ID than the ask says is absent.
+    /// that gives another SPIFFE ID than the ask says is absent, and so is an applicant that shows
+    /// neither a living token nor the key of a device: it is denied like everybody without a rule.
     ///
     /// # Errors
     /// None today; an engine that reads at this point may fail.
-    pub async fn locate(&self, ask: &Ask) -> Result<Target, AuthorityError> {
+    pub async fn locate(&self, ask: &Ask, caller: &Caller) -> Result<Target, AuthorityError> {
         let (id, spiffe_id) = match ask {
+            Ask::Enroll { token, .. } => {
+                let is_known = self.may_enroll(token.as_ref(), caller);
+                return Ok(if is_known { Target::Itself } else { Target::Absent });
+            }
             Ask::Issue { entry, spiffe_id, .. } => (entry, spiffe_id),
             Ask::EntryDelete { id, spiffe_id } => (id, spiffe_id),
             _ => return Ok(Target::Itself),
@@ -158,7 +163,7 @@ impl Authority {
         body: SecretValue,
     ) -> Result<Released, Failure> {
         let (caller, ask) = (grant.caller().clone(), grant.ask().clone());
-        self.act(&caller, &ask, grant.target(), grant.index(), grant.now(), body).await
+        self.act(&caller, &ask, grant.target(), grant.under()?, grant.now(), body).await
     }
 
     /// SHA-256 of the root certificate (DER).
@@ -197,7 +202,9 @@ impl Authority {
             Ask::Whoami {} => Ok(self.whoami(caller)),
             Ask::Renew {} => self.renew(caller, under, now).await,
             Ask::Duties {} => self.duties(caller),
-            Ask::Enroll { name } => self.enroll(caller, name, &body, under, now).await,
+            Ask::Enroll { name, token } => {
+                self.enroll(caller, (name, token.as_ref()), &body, under, now).await
+            }
             Ask::Issue { .. } => self.issue(caller, ask, target, now),
             Ask::TokenCreate { class, ttl_s } => self.token_create(class, *ttl_s, under, now).await,
             Ask::OperatorAdd { name } => self.operator_add(name, under, now).await,

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::model::limits::TOKEN_MAX;
-use crate::model::{DeviceClass, Digest, SecretValue, TrustDomain, check_segment};
+use crate::model::{
+    DeviceClass, Digest, SecretValue, TrustDomain, check_segment, join_secret_digest,
+};
 
 /// What every token's text begins with; the figure is the format's version.
 const HEAD: &str = "dw1.";
@@ -153,6 +155,14 @@ impl JoinToken {
         Ok(SecretValue::from(text))
     }
 
+    /// What the broker knows the token by: SHA-256 of its secret. Records name it by a part of this.
+    ///
+    /// # Errors
+    /// When the secret is not of its form.
+    pub fn digest(&self) -> Result<Digest, TokenError> {
+        secret_digest(self.secret.expose())
+    }
+
     fn check(&self) -> Result<(), TokenError> {
         match &self.name {
             Some(name) if self.class.is_person() && check_segment(1, name).is_ok() => {}
@@ -203,14 +213,7 @@ pub(super) fn fresh_secret() -> Result<SecretValue, aws_lc_rs::error::Unspecifie
 /// # Errors
 /// When the text is not 43 bytes of base64url.
 pub(super) fn secret_digest(text: &[u8]) -> Result<Digest, TokenError> {
-    if text.len() != SECRET_TEXT {
-        return Err(TokenError::Secret);
-    }
-    let mut bytes = Zeroizing::new([0; SECRET]);
-    match URL_SAFE_NO_PAD.decode_slice(text, bytes.as_mut_slice()) {
-        Ok(SECRET) => Ok(Digest::of(bytes.as_slice())),
-        _ => Err(TokenError::Secret),
-    }
+    join_secret_digest(text).ok_or(TokenError::Secret)
 }
 
 /// `host:port`, with a host of a name, an IPv4 address or an IPv6 address in brackets.

@@ -8,7 +8,8 @@ use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
-use super::fake_store::{Room, domain, draft, id};
+use super::fake_store::{Room, copy, domain, draft, id, nobody};
+use super::token::JoinToken;
 use crate::identity::{
     Caller, CallerKind, EXTENSION_OID, Holder, Identity, Peer, Standing, SvidExtension, Task,
 };
@@ -18,7 +19,7 @@ use crate::model::limits::{
 };
 use crate::model::{
     Answer, Ask, Code, DeviceClass, DeviceId, Digest, Entry, EntryDraft, EntryId, Failure, Reason,
-    Released, SecretValue, Selector, Target, WorkloadFacts, rfc3339,
+    Released, SecretValue, Selector, Target, WorkloadFacts, join_secret_digest, rfc3339,
 };
 
 /// A holder of a key, enrolled or not.
@@ -56,6 +57,12 @@ fn facts() -> WorkloadFacts {
     }
 }
 
+/// What an applicant says of the token that it brings: a whole one, or its bare secret.
+fn shown(body: &SecretValue) -> Option<Digest> {
+    let token = JoinToken::parse(std::str::from_utf8(body.expose()).unwrap());
+    token.ok().and_then(|token| token.digest().ok()).or_else(|| join_secret_digest(body.expose()))
+}
+
 fn applicant(room: &Room, key: &KeyPair) -> Caller {
     let own = CertificateParams::default().self_signed(key).unwrap();
     let peer = room.identity.applicant(&[own.into()]).unwrap();
@@ -72,7 +79,7 @@ async fn act_with(
     ask: Ask,
     body: SecretValue,
 ) -> Result<Released, Failure> {
-    let target = room.authority.locate(&ask).await.unwrap();
+    let target = room.authority.locate(&ask, caller).await.unwrap();
     room.authority.act(caller, &ask, &target, 42, room.now(), body).await
 }
 
@@ -93,7 +100,7 @@ fn chain(room: &Room, released: &Released) -> (String, Vec<CertificateDer<'stati
 
 async fn enroll(room: &Room, key: KeyPair, body: SecretValue) -> Result<Holding, Failure> {
     let caller = applicant(room, &key);
-    let ask = Ask::Enroll { name: "host-1".into() };
+    let ask = Ask::Enroll { name: "host-1".into(), token: shown(&body) };
     let released = act_with(room, &caller, ask, body).await?;
     let (_, chain) = chain(room, &released);
     Ok(Holding { key, chain })
@@ -311,7 +318,7 @@ async fn what_was_decided_on_is_what_is_issued() {
     let plain = entry(&room, draft("/a")).await;
     let spki = KeyPair::generate().unwrap().subject_public_key_info();
     let ask = issue_of(&plain, &spki);
-    let decided = room.authority.locate(&ask).await.unwrap();
+    let decided = room.authority.locate(&ask, &nobody()).await.unwrap();
     assert_eq!(decided, Target::Entry { id: plain.id, epoch: 1 });
     let carry_out = async |target: &Target| {
         let caller = host.caller(&room);
@@ -334,7 +341,7 @@ async fn what_was_decided_on_is_what_is_issued() {
         workload: facts(),
         agent_held: true,
     };
-    assert_eq!(room.authority.locate(&other).await.unwrap(), Target::Absent);
+    assert_eq!(room.authority.locate(&other, &nobody()).await.unwrap(), Target::Absent);
     assert!(act(&room, &host.caller(&room), other).await.is_err());
 }
 
@@ -443,7 +450,7 @@ async fn renew(room: &Room, holder: &Holding) -> Result<Vec<CertificateDer<'stat
 /// Coming back on the enrolment port, with the key alone.
 async fn again(room: &Room, holder: &Holding) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let caller = applicant(room, &holder.key);
-    let released = act(room, &caller, Ask::Enroll { name: "host-1".into() }).await?;
+    let released = act(room, &caller, Ask::Enroll { name: "host-1".into(), token: None }).await?;
     Ok(chain(room, &released).1)
 }
 
@@ -466,7 +473,7 @@ async fn an_agent_renews_its_own_identity_with_its_own_key() {
     assert_eq!(renew(&room, &workload).await.unwrap_err().code, Code::Invalid);
     let stranger = applicant(&room, &KeyPair::generate().unwrap());
     assert_eq!(act(&room, &stranger, Ask::Renew {}).await.unwrap_err().code, Code::Invalid);
-    let enrolled = act(&room, &caller, Ask::Enroll { name: "x".into() }).await;
+    let enrolled = act(&room, &caller, Ask::Enroll { name: "x".into(), token: None }).await;
     assert_eq!(enrolled.unwrap_err().code, Code::Invalid);
 }
 
@@ -648,4 +655,43 @@ async fn every_ask_of_this_room_is_carried_out() {
         assert!(act(&room, &caller, ask).await.is_ok(), "{text}");
     }
     assert_eq!(domain().as_str(), "corp.example");
+}
+
+/// What decides whether an enrolment is recorded as allowed at all.
+#[tokio::test]
+async fn an_applicant_without_a_living_token_or_a_known_key_is_absent() {
+    let room = Room::new().await;
+    let class = DeviceClass::parse("server").unwrap();
+    let made = async || room.authority.token_create(&class, 600, None, room.now()).await.unwrap();
+    let (first, late) = (made().await.body, made().await.body);
+    let key = KeyPair::generate().unwrap();
+    let located = async |caller: &Caller, token: Option<Digest>| {
+        let ask = Ask::Enroll { name: "host-1".into(), token };
+        room.authority.locate(&ask, caller).await.unwrap()
+    };
+    let stranger = applicant(&room, &key);
+    assert_eq!(located(&stranger, shown(&first)).await, Target::Itself);
+    assert_eq!(located(&stranger, None).await, Target::Absent, "nobody knows this key");
+    let mut near = shown(&first).unwrap();
+    near.0[31] ^= 1; // the row's key is the first half
+    assert_eq!(located(&stranger, Some(near)).await, Target::Absent);
+
+    let ask = Ask::Enroll { name: "host-1".into(), token: shown(&late) };
+    let mixed = act_with(&room, &stranger, ask, copy(&first)).await;
+    assert_eq!(mixed.unwrap_err().code, Code::Invalid, "the digest is not the token");
+    let ask = Ask::Enroll { name: "host-1".into(), token: None };
+    assert_eq!(
+        act_with(&room, &stranger, ask, copy(&first)).await.unwrap_err().code,
+        Code::Invalid
+    );
+
+    let host = enroll(&room, key, copy(&first)).await.unwrap();
+    assert_eq!(located(&stranger, shown(&first)).await, Target::Absent, "it is spent");
+    let back = applicant(&room, &host.key);
+    assert_eq!(located(&back, None).await, Target::Itself);
+    room.authority.device_revoke(&class, &host.device(), None).await.unwrap();
+    assert_eq!(located(&back, None).await, Target::Absent);
+    assert_eq!(located(&back, shown(&late)).await, Target::Itself);
+    room.clock.advance(Duration::from_secs(600));
+    assert_eq!(located(&back, shown(&late)).await, Target::Absent, "it has ended");
 }

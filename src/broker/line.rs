@@ -143,7 +143,8 @@ impl Line {
         let decision = bundle.decide(id, caller, verdict, ask, None, Target::Itself, now);
         match parts.log.record(decision).await {
             Ok(Ruling::Authority(grant)) => {
-                parts.authority.own_identity(grant).map_err(|failure| refusal_of(id, failure))
+                let index = grant.recorded();
+                self.own_noted(id, index, parts.authority.own_identity(grant)).await
             }
             Ok(Ruling::Refused(refusal)) => Err(refusal),
             Ok(_) => Err(refuse(id, Code::Internal, Reason::EngineError)),
@@ -289,9 +290,9 @@ impl Line {
         }
         match ask.kind() {
             Kind::Secret => self.parts.vault.locate(ask).await.map_err(|_| Failure::store()),
-            Kind::Authority => {
-                Box::pin(self.parts.authority.locate(ask)).await.map_err(|_| Failure::store())
-            }
+            Kind::Authority => Box::pin(self.parts.authority.locate(ask, caller))
+                .await
+                .map_err(|_| Failure::store()),
             Kind::Administration => Ok(Target::Itself),
         }
     }
@@ -307,29 +308,20 @@ impl Line {
             Ruling::Authority(grant) => {
                 let (id, caller, ask) = (grant.id(), grant.caller().clone(), grant.ask().clone());
                 let released = Box::pin(self.parts.authority.carry_out(grant, value)).await?;
-                Box::pin(self.note_epochs(id, &ask)).await?;
+                Box::pin(self.note_outcome(id, &caller, &ask, &released)).await?;
                 Ok(self.with_posture(&caller, released))
             }
             Ruling::Administration(grant) => {
-                Box::pin(self.parts.administration.carry_out(grant, value, challenge)).await
+                let (id, caller, ask) = (grant.id(), grant.caller().clone(), grant.ask().clone());
+                let carried = self.parts.administration.carry_out(grant, value, challenge);
+                let released = Box::pin(carried).await?;
+                Box::pin(self.note_outcome(id, &caller, &ask, &released)).await?;
+                Ok(released)
             }
             Ruling::Refused(refusal) => {
                 Err(Failure { code: refusal.code, reason: refusal.reason, hint: refusal.hint })
             }
         }
-    }
-
-    /// A revocation stands in the log too, so that no restored store forgets it. It is in force
-    /// already; only its acknowledgement waits for this.
-    async fn note_epochs(&self, request: RequestId, ask: &Ask) -> Result<(), Failure> {
-        let floor = self.parts.authority.epochs_after(ask);
-        if floor.is_empty() {
-            return Ok(());
-        }
-        let detail = serde_json::to_value(&floor).unwrap_or_default();
-        let note = Note::Identity { request, what: "epochs", detail };
-        let noted = self.parts.log.note(note).await;
-        noted.map(|_| ()).map_err(|_| Failure::new(Code::Unavailable, Reason::LogUnavailable))
     }
 
     /// Authority knows no posture: where an answer shows one, it is put in here.
@@ -378,7 +370,13 @@ impl Line {
     }
 
     /// Records that nothing left, and says whether to climb once more.
-    async fn not_released(&self, id: RequestId, index: u64, change: Same, again: bool) -> Climb {
+    async fn not_released(
+        &self,
+        id: RequestId,
+        index: Option<u64>,
+        change: Same,
+        again: bool,
+    ) -> Climb {
         let note = Note::NotReleased { request: id, index, reason: Reason::Changed };
         if let Err(error) = self.parts.log.note(note).await {
             tracing::warn!(request = %id, %error, "«not released» could not be recorded");
@@ -389,7 +387,7 @@ impl Line {
         Climb::Ended(Err(refuse(id, Code::Unavailable, Reason::Changed)))
     }
 
-    async fn note_failure(&self, id: RequestId, index: u64, failure: &Failure) {
+    pub(super) async fn note_failure(&self, id: RequestId, index: Option<u64>, failure: &Failure) {
         let note = Note::NotReleased { request: id, index, reason: failure.reason };
         if let Err(error) = self.parts.log.note(note).await {
             tracing::warn!(request = %id, %error, "«not carried out» could not be recorded");

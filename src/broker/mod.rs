@@ -7,6 +7,7 @@ mod half_open;
 mod line;
 mod listener;
 mod metrics;
+mod noted;
 mod outcome;
 mod rates;
 

@@ -87,13 +87,13 @@ pub fn is_repeatable(ask: &Ask) -> bool {
     )
 }
 
-/// The record that a ruling stands on; a refusal ends here.
-pub fn index_of(ruling: &Ruling) -> Result<u64, Refusal> {
+/// The record that a ruling stands on, none for what was only counted; a refusal ends here.
+pub fn index_of(ruling: &Ruling) -> Result<Option<u64>, Refusal> {
     match ruling {
         Ruling::Refused(refusal) => Err(refusal.clone()),
-        Ruling::Secret(grant) => Ok(grant.index()),
-        Ruling::Authority(grant) => Ok(grant.index()),
-        Ruling::Administration(grant) => Ok(grant.index()),
+        Ruling::Secret(grant) => Ok(grant.recorded()),
+        Ruling::Authority(grant) => Ok(grant.recorded()),
+        Ruling::Administration(grant) => Ok(grant.recorded()),
     }
 }
 

@@ -44,7 +44,7 @@ fn an_allowed_decision_gives_one_grant_of_its_kind_and_one_small_record() {
         let decision = Decision::sample(caller(), read(), true);
         let id = decision.id();
         let Ok(Ruling::Secret(grant)) = log.record(decision).await else { panic!("a grant") };
-        assert_eq!((grant.id(), grant.index(), grant.ask().as_ref()), (id, 0, &read()));
+        assert_eq!((grant.id(), grant.recorded(), grant.ask().as_ref()), (id, Some(0), &read()));
         let found = log.find(id).unwrap();
         assert_eq!(found.len(), 1);
         let (index, line) = &found[0];
@@ -57,6 +57,31 @@ fn an_allowed_decision_gives_one_grant_of_its_kind_and_one_small_record() {
         assert!(matches!(log.record(decision).await, Ok(Ruling::Authority(_))));
         let decision = Decision::sample(caller(), Ask::Status {}, true);
         assert!(matches!(log.record(decision).await, Ok(Ruling::Administration(_))));
+    });
+}
+
+/// Its grant stands on nobody's record, least of all on the one that happens to come next.
+#[test]
+fn a_report_that_is_only_counted_has_no_index() {
+    with_log(async |log| {
+        let report = || {
+            let facts = Digest([0; 32]);
+            let ask = Ask::Report { facts };
+            Decision::sample(caller(), ask, true)
+        };
+        let Ok(Ruling::Administration(first)) = log.record(report()).await else { panic!("one") };
+        assert_eq!((first.recorded(), first.under()), (Some(0), Ok(0)));
+        let counted = report().on(Target::Evidence { unchanged: true });
+        let id = counted.id();
+        let Ok(Ruling::Administration(second)) = log.record(counted).await else { panic!("two") };
+        assert_eq!(second.recorded(), None);
+        assert!(second.under().is_err(), "nothing is stored under it");
+        assert_eq!(log.head().size, 1);
+        let reason = Reason::Invalid;
+        let note = Note::NotReleased { request: id, index: second.recorded(), reason };
+        log.note(note).await.unwrap();
+        let noted: serde_json::Value = serde_json::from_str(&log.find(id).unwrap()[0].1).unwrap();
+        assert_eq!((&noted["kind"], noted.get("index")), (&"not_released".into(), None));
     });
 }
 

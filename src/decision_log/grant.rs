@@ -4,7 +4,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::identity::Caller;
-use crate::model::{Ask, Kind, Moment, Reason, Refusal, RequestId, SecretName, Target};
+use crate::model::{
+    Ask, Code, Failure, Kind, Moment, Reason, Refusal, RequestId, SecretName, Target,
+};
 use crate::policy::{Decision, Lister};
 
 /// Marks a grant for the vault.
@@ -22,7 +24,7 @@ pub enum Administration {}
 ///
 /// ```
 /// use doorward::decision_log::{Grant, Secret};
-/// fn carry_out(grant: Grant<Secret>) -> u64 { grant.index() }
+/// fn carry_out(grant: Grant<Secret>) -> Option<u64> { grant.recorded() }
 /// fn once(grant: Grant<Secret>) { carry_out(grant); }
 /// ```
 ///
@@ -30,7 +32,7 @@ pub enum Administration {}
 ///
 /// ```compile_fail,E0382
 /// use doorward::decision_log::{Grant, Secret};
-/// fn carry_out(grant: Grant<Secret>) -> u64 { grant.index() }
+/// fn carry_out(grant: Grant<Secret>) -> Option<u64> { grant.recorded() }
 /// fn twice(grant: Grant<Secret>) { carry_out(grant); carry_out(grant); }
 /// ```
 ///
@@ -63,7 +65,8 @@ pub enum Administration {}
 #[must_use = "a grant that is dropped was recorded as allowed and never carried out"]
 pub struct Grant<K> {
     id: RequestId,
-    index: u64,
+    /// None: counted, not recorded one by one.
+    index: Option<u64>,
     caller: Arc<Caller>,
     ask: Arc<Ask>,
     target: Target,
@@ -78,9 +81,17 @@ impl<K> Grant<K> {
         self.id
     }
 
-    /// Index of the record that this grant stands on.
-    pub fn index(&self) -> u64 {
+    /// Index of the record that this grant stands on; none where it was counted in a summary.
+    pub fn recorded(&self) -> Option<u64> {
         self.index
+    }
+
+    /// The record that a commit under this grant must name.
+    ///
+    /// # Errors
+    /// When there is none: what was only counted changes nothing that is stored.
+    pub fn under(&self) -> Result<u64, Failure> {
+        self.index.ok_or_else(|| Failure::new(Code::Internal, Reason::Invalid))
     }
 
     /// Who asked.
@@ -109,7 +120,7 @@ impl<K> Grant<K> {
         self.lister.may_list(name)
     }
 
-    fn on(decision: &Decision, index: u64) -> Self {
+    fn on(decision: &Decision, index: Option<u64>) -> Self {
         Self {
             id: decision.id(),
             index,
@@ -138,8 +149,8 @@ pub enum Ruling {
 }
 
 impl Ruling {
-    /// The ruling on a decision whose record stands, durable, at `index`.
-    pub(super) fn on(decision: &Decision, index: u64) -> Self {
+    /// The ruling on a decision whose record stands, durable, at `index`; without one it was counted.
+    pub(super) fn on(decision: &Decision, index: Option<u64>) -> Self {
         if !decision.allowed() {
             let (request, code) = (decision.id(), decision.code());
             return Self::Refused(Refusal { request, code, reason: shown(decision), hint: None });

@@ -141,7 +141,7 @@ impl DecisionLog {
     }
 
     /// Writes the decision down; the ruling, once that is durable. A report that changes nothing is
-    /// counted, not recorded, when it is allowed: its grant stands at the log's present size.
+    /// counted, not recorded, when it is allowed: its grant stands on no record.
     ///
     /// # Errors
     /// Nothing was ruled: the request must be refused.
@@ -159,7 +159,7 @@ impl DecisionLog {
                 return Err(RecordError::Broken);
             }
             self.count(decision.caller().id().as_str(), "report");
-            return Ok(Ruling::on(&decision, shared.size()));
+            return Ok(Ruling::on(&decision, None));
         }
         let wait = SPARE.with_borrow_mut(|spare| {
             let mut line = Line::over(std::mem::take(spare));
@@ -168,7 +168,7 @@ impl DecisionLog {
             shared.queue.submit(spare, Some(decision.id()), rank)
         })?;
         let index = wait.await?;
-        Ok(Ruling::on(&decision, index))
+        Ok(Ruling::on(&decision, Some(index)))
     }
 
     /// Appends a note; its index, once it is durable.

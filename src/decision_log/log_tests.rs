@@ -630,7 +630,7 @@ fn records_are_read_and_found_before_and_after_their_tiles() {
         (log, std::thread::spawn(|| writer.run()))
     };
     let (log, thread) = open();
-    let note = |request| Note::NotReleased { request, index: 9, reason: Reason::Changed };
+    let note = |request| Note::NotReleased { request, index: Some(9), reason: Reason::Changed };
     assert_eq!(
         wait(log.note(Note::Unsealed { seal: "key-file".into(), store_revision: 4 })),
         Ok(0)

@@ -11,6 +11,7 @@
 mod begin;
 mod checkpoint;
 mod counts;
+mod detail;
 mod frame;
 mod grant;
 mod line;

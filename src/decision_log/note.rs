@@ -30,8 +30,8 @@ pub enum Note {
     NotReleased {
         /// Which request.
         request: RequestId,
-        /// Index of its record.
-        index: u64,
+        /// Index of its record; none where the grant was counted in a summary.
+        index: Option<u64>,
         /// Why.
         reason: Reason,
     },

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::detail;
 use super::line::Line;
 use super::merkle::sha256;
 use super::note::Note;
 use crate::identity::Epochs;
 use crate::model::limits::{RECORD_MAX, RECORD_RULES};
-use crate::model::{DeviceId, Digest, Reason, RequestId, Serial, Target};
+use crate::model::{Ask, DeviceId, Digest, Reason, RequestId, Serial, Target};
 use crate::policy::{Decision, Ruled};
 
 /// The version of the record's form.
@@ -34,7 +35,7 @@ pub(super) struct Told<'a> {
     pub(super) device: Option<&'a DeviceId>,
     pub(super) evidence: Option<Digest>,
     pub(super) age: Option<Duration>,
-    pub(super) action: &'a str,
+    pub(super) ask: &'a Ask,
     pub(super) object: &'a str,
     pub(super) version: Option<u64>,
     pub(super) client: Option<&'a str>,
@@ -69,7 +70,7 @@ pub(super) fn decision(line: &mut Line, origin: &str, decision: &Decision) {
         device: caller.device(),
         evidence: verdict.evidence(),
         age: verdict.age(),
-        action: decision.ask().action().as_str(),
+        ask: decision.ask(),
         object: decision.object(),
         version,
         client: decision.client().map(crate::model::ClientRef::as_str),
@@ -142,11 +143,16 @@ impl Told<'_> {
     }
 
     fn request(&self, line: &mut Line) {
-        line.key("act").text(self.action);
+        line.key("act").text(self.ask.action().as_str());
         if let Some(client) = self.client {
             line.key("client").text(client);
         }
+        detail::of(line, self.ask);
         line.key("obj").text(self.object);
+        // An operation that is called as its action, such as a read, stands there already.
+        if self.ask.op() != self.ask.action().as_str() {
+            line.key("op").text(self.ask.op());
+        }
         if let Some(version) = self.version {
             line.key("ver").number(version);
         }
@@ -217,7 +223,9 @@ fn note_line(note: &Note, around: &Around<'_>, short: bool) -> Vec<u8> {
             Note::NotReleased { request, index, reason } => {
                 line.key("code").text(reason.code());
                 line.key("id").display(request);
-                line.key("index").number(*index);
+                if let Some(index) = index {
+                    line.key("index").number(*index);
+                }
                 line.key("kind").text("not_released");
                 end(line);
             }
@@ -285,10 +293,14 @@ fn cut(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::LazyLock;
+
     use serde_json::{Value, json};
     use time::macros::datetime;
 
     const AT: OffsetDateTime = datetime!(2026-11-23 10:15:02.113 UTC);
+    static READ: LazyLock<Ask> =
+        LazyLock::new(|| serde_json::from_str(r#"{"read":{"name":"pay/db/url"}}"#).unwrap());
     const ID: &str = "0192a0b0-0000-7000-8000-000000000000";
 
     fn told<'a>(rules: &'a [Ruled], device: &'a DeviceId, serial: &'a Serial) -> Told<'a> {
@@ -304,7 +316,7 @@ mod tests {
             device: Some(device),
             evidence: Some(Digest([2; 32])),
             age: Some(Duration::from_millis(8210)),
-            action: "read",
+            ask: &READ,
             object: "secret/pay/db/url",
             version: Some(7),
             client: Some("job-1234"),
@@ -358,6 +370,25 @@ mod tests {
     }
 
     #[test]
+    fn asks_that_share_action_and_object_are_told_apart() {
+        let (device, serial) = (DeviceId(Digest([1; 32])), Serial([1].into()));
+        let req = |json: &str| {
+            let ask: Ask = serde_json::from_str(json).unwrap();
+            let told =
+                Told { ask: &ask, version: None, client: None, ..told(&[], &device, &serial) };
+            serde_json::from_str::<Value>(&text(&told, &[])).unwrap()["req"].clone()
+        };
+        let add = req(r#"{"operator_add":{"name":"mallory"}}"#);
+        assert_eq!((&add["act"], &add["op"]), (&json!("write"), &json!("operator_add")));
+        assert_eq!(add["detail"], json!({"name": "mallory"}));
+        let token = req(r#"{"token_create":{"class":"person","ttl_s":60}}"#);
+        assert_eq!((&token["act"], &token["op"]), (&json!("write"), &json!("token_create")));
+        assert_eq!(req(r#"{"backup_data":{}}"#)["op"], "backup_data");
+        assert_eq!(req(r#"{"backup_keys":{"recipient":"AA=="}}"#)["op"], "backup_keys");
+        assert_eq!(req(r#"{"write":{"name":"a/b"}}"#)["op"], Value::Null, "as the action says");
+    }
+
+    #[test]
     fn hostile_names_and_many_rules_stay_in_bounds() {
         let (device, serial) = (DeviceId(Digest([1; 32])), Serial([1].into()));
         let rules: Vec<_> = (0..500).map(|i| rule(&format!("\u{1b}[31m\n\"{i}"))).collect();
@@ -378,7 +409,8 @@ mod tests {
         let notes = [
             Note::Unsealed { seal: "key-file".into(), store_revision: 3 },
             Note::Gap { cut_bytes: 512 },
-            Note::NotReleased { request, index: 4, reason: Reason::Changed },
+            Note::NotReleased { request, index: Some(4), reason: Reason::Changed },
+            Note::NotReleased { request, index: None, reason: Reason::Invalid },
             Note::Posture {
                 device: DeviceId(Digest([1; 32])),
                 evidence: Digest([2; 32]),

@@ -164,6 +164,11 @@ pub enum Ask {
     Enroll {
         /// A word for people: the host's name. 1 to 64 plain characters.
         name: String,
+        /// What the broker knows the join token by ([`join_secret_digest`](super::join_secret_digest)):
+        /// SHA-256 of its secret. Says nothing of the secret, and redeems nothing. Absent for a
+        /// device that comes back with its key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<Digest>,
     },
     /// An SVID for a workload that the caller's agent attests.
     Issue {
@@ -294,6 +299,46 @@ impl Ask {
         }
     }
 
+    /// The operation's word, as it stands on the wire and in the record: it tells asks apart that
+    /// share an action and an object.
+    pub fn op(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "read",
+            Self::Write { .. } => "write",
+            Self::List { .. } => "list",
+            Self::Versions { .. } => "versions",
+            Self::Activate { .. } => "activate",
+            Self::Delete { .. } => "delete",
+            Self::Undelete { .. } => "undelete",
+            Self::Label { .. } => "label",
+            Self::Whoami {} => "whoami",
+            Self::CanI { .. } => "can_i",
+            Self::Report { .. } => "report",
+            Self::Renew {} => "renew",
+            Self::Duties {} => "duties",
+            Self::Enroll { .. } => "enroll",
+            Self::Issue { .. } => "issue",
+            Self::TokenCreate { .. } => "token_create",
+            Self::OperatorAdd { .. } => "operator_add",
+            Self::OperatorRemove { .. } => "operator_remove",
+            Self::DeviceList {} => "device_list",
+            Self::DeviceShow { .. } => "device_show",
+            Self::DeviceRevoke { .. } => "device_revoke",
+            Self::EntryCreate { .. } => "entry_create",
+            Self::EntryList {} => "entry_list",
+            Self::EntryDelete { .. } => "entry_delete",
+            Self::Revoke { .. } => "revoke",
+            Self::PolicyRead {} => "policy_read",
+            Self::PolicyActivate {} => "policy_activate",
+            Self::PolicyRollback {} => "policy_rollback",
+            Self::LogRead { .. } => "log_read",
+            Self::Explain { .. } => "explain",
+            Self::Status {} => "status",
+            Self::BackupData {} => "backup_data",
+            Self::BackupKeys { .. } => "backup_keys",
+        }
+    }
+
     /// Which room carries it out.
     pub fn kind(&self) -> Kind {
         match self {
@@ -352,6 +397,34 @@ impl Ask {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_record_calls_an_ask_as_the_wire_does() {
+        let id = "0192a0b0-0000-7000-8000-000000000000";
+        let device = "0".repeat(64);
+        for json in [
+            r#"{"read":{"name":"a/b"}}"#.to_owned(),
+            r#"{"label":{"name":"a/b","labels":{}}}"#.to_owned(),
+            r#"{"can_i":{"action":"read","object":"policy"}}"#.to_owned(),
+            r#"{"enroll":{"name":"x"}}"#.to_owned(),
+            format!(r#"{{"enroll":{{"name":"x","token":"{device}"}}}}"#),
+            r#"{"operator_add":{"name":"ann"}}"#.to_owned(),
+            r#"{"operator_remove":{"name":"ann"}}"#.to_owned(),
+            r#"{"token_create":{"class":"server","ttl_s":60}}"#.to_owned(),
+            format!(r#"{{"device_revoke":{{"class":"server","id":"{device}"}}}}"#),
+            r#"{"entry_list":{}}"#.to_owned(),
+            format!(r#"{{"entry_delete":{{"spiffe_id":"spiffe://d.example/a","id":"{id}"}}}}"#),
+            r#"{"policy_activate":{}}"#.to_owned(),
+            r#"{"policy_rollback":{}}"#.to_owned(),
+            r#"{"log_read":{"from":0,"limit":1}}"#.to_owned(),
+            r#"{"backup_data":{}}"#.to_owned(),
+            r#"{"backup_keys":{"recipient":"AA=="}}"#.to_owned(),
+        ] {
+            let ask: Ask = serde_json::from_str(&json).unwrap();
+            let value = serde_json::to_value(&ask).unwrap();
+            assert_eq!(value.as_object().unwrap().keys().next().unwrap(), ask.op(), "{json}");
+        }
+    }
 
     #[test]
     fn asks_have_one_form_and_nothing_beside_it() {

@@ -162,6 +162,8 @@ pub const LOG_SCAN: u64 = 262_144;
 pub const LOG_PAGE: u32 = 10_000;
 /// Bytes of one answer out of the log: they must fit a frame's body.
 pub const LOG_PAGE_BYTES: usize = 3 * 1024 * 1024;
+/// What a record tells of an ask beside action and object, in bytes: a few names and digests.
+pub const RECORD_DETAIL: usize = 300;
 /// Rules that one record names; deciding ones come first.
 pub const RECORD_RULES: usize = 8;
 /// Bytes of the log's disk that only operators may still use.

@@ -203,6 +203,13 @@ impl Decision {
             rules: if allowed { vec![rule] } else { Vec::new() },
         }
     }
+
+    /// The same decision on another target, for tests of other rooms.
+    #[cfg(test)]
+    #[allow(dead_code)]
+    pub(crate) fn on(self, target: Target) -> Self {
+        Self { target, ..self }
+    }
 }
 
 /// What a decision was made under; compared once more before release.

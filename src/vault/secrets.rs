@@ -43,7 +43,7 @@ impl Vault {
         let act = Act {
             ask: grant.ask(),
             target: grant.target(),
-            index: grant.index(),
+            index: grant.under()?,
             now: grant.now(),
             may_list: &may_list,
         };
@@ -100,7 +100,7 @@ mod tests {
     }
 
     fn is_changed<T: std::fmt::Debug>(result: Result<T, Failure>) {
-        is(result, Code::Conflict, Reason::Changed);
+        is(result, Code::Unavailable, Reason::Changed);
     }
 
     fn is_absent<T: std::fmt::Debug>(result: Result<T, Failure>) {

@@ -17,7 +17,9 @@ use super::dial;
 use super::leaf::Leaf;
 use super::tls;
 use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX, ROOTS_MAX};
-use crate::model::{Answer, Ask, Clock, Digest, SecretValue, SpiffeId, TrustDomain};
+use crate::model::{
+    Answer, Ask, Clock, Digest, SecretValue, SpiffeId, TrustDomain, join_secret_digest,
+};
 
 /// What enrolment gives.
 #[derive(Debug)]
@@ -52,9 +54,18 @@ pub async fn enroll(
     let config = tls::applicant_client(chain, key, domain, root, clock)?;
     let (endpoint, connection) = dial::dial(address, config).await?;
     let client = Client::over(endpoint, connection);
-    let asked = client.ask(Ask::Enroll { name: name.to_owned() }, token).await;
+    let ask = Ask::Enroll { name: name.to_owned(), token: known_by(&token) };
+    let asked = client.ask(ask, token).await;
     client.finish().await;
     check(asked?.1.answer, domain, root, &spki)
+}
+
+/// What the broker knows the token by. A text that is no secret has a digest all the same, of which
+/// the broker knows nothing.
+fn known_by(token: &SecretValue) -> Option<Digest> {
+    let text = token.expose();
+    let of_text = || join_secret_digest(text).unwrap_or_else(|| Digest::of(text));
+    (!text.is_empty()).then(of_text)
 }
 
 fn own_key(chain: &[CertificateDer<'_>]) -> Result<Vec<u8>, ClientError> {

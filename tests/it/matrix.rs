@@ -150,6 +150,7 @@ fn kind(object: &Object) -> &'static str {
         Object::Log => "log",
         Object::Seal => "seal",
         Object::Backup => "backup",
+        Object::BackupKeys => "backup-keys",
     }
 }
 
@@ -168,6 +169,7 @@ const KINDS: &[&str] = &[
     "log",
     "seal",
     "backup",
+    "backup-keys",
 ];
 
 #[test]

@@ -1,0 +1,248 @@
+//! What of an ask stands in its record beside action, operation and object: whatever decides what was
+//! granted. Names, numbers and digests; never a secret's byte or a token. At most
+//! [`RECORD_DETAIL`](crate::model::limits::RECORD_DETAIL) bytes.
+//!
+//! A text that is long or holds more than plain characters stands as its digest, never cut: a part of
+//! a path could be read as another path. Plain reads have no detail.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::line::Line;
+use super::merkle::sha256;
+use crate::model::{Ask, Digest, EntryDraft, Labels};
+
+/// Bytes of a digest that stands for a text or a token: enough to find it again.
+const SHORT: usize = 16;
+/// The longest text that may stand beside many fields.
+const NARROW: usize = 39;
+/// The longest text that may stand beside few.
+const WIDE: usize = 90;
+
+/// Writes the key `detail`, where there is something to say.
+pub(super) fn of(line: &mut Line, ask: &Ask) {
+    match ask {
+        Ask::Write { cas, labels, staged, .. } if cas.is_some() || labels.is_some() || *staged => {
+            line.key("detail").object(|line| {
+                if let Some(cas) = cas {
+                    line.key("cas").number(*cas);
+                }
+                if let Some(labels) = labels {
+                    digest_of_labels(line, labels);
+                }
+                if *staged {
+                    line.key("staged").truth(true);
+                }
+            });
+        }
+        Ask::Label { labels, .. } => {
+            line.key("detail").object(|line| digest_of_labels(line, labels));
+        }
+        Ask::Activate { version, .. }
+        | Ask::Delete { version: Some(version), .. }
+        | Ask::Undelete { version: Some(version), .. } => {
+            line.key("detail").object(|line| line.key("version").number(*version));
+        }
+        Ask::Enroll { .. } | Ask::Issue { .. } => identity(line, ask),
+        Ask::TokenCreate { class, ttl_s } => line.key("detail").object(|line| {
+            text(line, "class", class.as_str(), WIDE);
+            line.key("ttl_s").number(u64::from(*ttl_s));
+        }),
+        Ask::OperatorAdd { name } | Ask::OperatorRemove { name } => {
+            line.key("detail").object(|line| text(line, "name", name, 2 * WIDE));
+        }
+        Ask::EntryCreate { entry } => line.key("detail").object(|line| draft(line, entry)),
+        Ask::Revoke { resume, .. } => {
+            line.key("detail").object(|line| line.key("resume").truth(*resume));
+        }
+        Ask::LogRead { from, holding, limit } => line.key("detail").object(|line| {
+            line.key("from").number(*from);
+            if let Some(holding) = holding {
+                // Not the text: whoever looks for a leaked secret in the log would put it there.
+                let digest = sha256(holding.as_bytes());
+                line.key("holding").hex(digest.get(..SHORT).unwrap_or_default());
+            }
+            line.key("limit").number(u64::from(*limit));
+        }),
+        Ask::Explain { request } => {
+            line.key("detail").object(|line| line.key("request").display(request));
+        }
+        Ask::CanI { action, object } => line.key("detail").object(|line| {
+            line.key("act").text(action.as_str());
+            text(line, "obj", object, 2 * WIDE);
+        }),
+        Ask::BackupKeys { recipient } => line.key("detail").object(|line| {
+            let key = STANDARD.decode(recipient).unwrap_or_else(|_| recipient.as_bytes().to_vec());
+            line.key("recipient_sha256").hex(&sha256(&key));
+        }),
+        Ask::Write { .. } | Ask::Delete { .. } | Ask::Undelete { .. } => {}
+        Ask::Read { .. } | Ask::List { .. } | Ask::Versions { .. } => {}
+        Ask::Whoami {} | Ask::Report { .. } | Ask::Renew {} | Ask::Duties {} => {}
+        Ask::DeviceList {} | Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => {}
+        Ask::EntryList {} | Ask::EntryDelete { .. } | Ask::Status {} | Ask::BackupData {} => {}
+        Ask::PolicyRead {} | Ask::PolicyActivate {} | Ask::PolicyRollback {} => {}
+    }
+}
+
+/// Whose identity, and on the strength of what.
+fn identity(line: &mut Line, ask: &Ask) {
+    match ask {
+        Ask::Enroll { name, token } => line.key("detail").object(|line| {
+            text(line, "name", name, WIDE);
+            if let Some(Digest(token)) = token {
+                line.key("token").hex(token.get(..SHORT / 2).unwrap_or_default());
+            }
+        }),
+        Ask::Issue { agent_held, entry, workload, .. } => line.key("detail").object(|line| {
+            line.key("agent_held").truth(*agent_held);
+            line.key("entry").display(entry);
+            if let Some(Digest(exe)) = &workload.exe_sha256 {
+                line.key("exe").hex(exe);
+            }
+            if let Some(path) = &workload.path {
+                text(line, "path", path, WIDE);
+            }
+            line.key("uid").number(u64::from(workload.uid));
+        }),
+        _ => {}
+    }
+}
+
+fn draft(line: &mut Line, entry: &EntryDraft) {
+    text(line, "class", entry.class.as_str(), NARROW);
+    if entry.default {
+        line.key("default").truth(true);
+    }
+    if let Some(device) = &entry.device {
+        line.key("device").hex(&device.0.0);
+    }
+    line.key("selectors").hex(&sha256(&serde_json::to_vec(&entry.selectors).unwrap_or_default()));
+    let room = if entry.device.is_some() { NARROW } else { WIDE };
+    text(line, "spiffe_id", entry.spiffe_id.as_str(), room);
+    if let Some(ttl_s) = entry.ttl_s {
+        line.key("ttl_s").number(u64::from(ttl_s));
+    }
+}
+
+fn digest_of_labels(line: &mut Line, labels: &Labels) {
+    line.key("labels").hex(&sha256(&serde_json::to_vec(labels).unwrap_or_default()));
+}
+
+/// A plain text of at most `max` bytes, or its digest.
+fn text(line: &mut Line, key: &'static str, text: &str, max: usize) {
+    let plain = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
+    let line = line.key(key);
+    if text.len() <= max && text.bytes().all(plain) {
+        return line.text(text);
+    }
+    let digest = sha256(text.as_bytes());
+    line.text(&format!("sha256:{}", hex::encode(digest.get(..SHORT).unwrap_or_default())));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::limits::RECORD_DETAIL;
+    use serde_json::{Value, json};
+
+    fn of(ask: Value) -> Value {
+        let ask: Ask = serde_json::from_value(ask).unwrap();
+        let mut line = Line::default();
+        line.object(|line| super::of(line, &ask));
+        let text = String::from_utf8(line.into_bytes()).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&value).unwrap(), text, "keys are sorted");
+        let long = text.len() > RECORD_DETAIL + r#"{"detail":}"#.len();
+        assert!(!long, "{} bytes: {text}", text.len());
+        value["detail"].clone()
+    }
+
+    const ID: &str = "0192a0b0-0000-7000-8000-000000000000";
+
+    #[test]
+    fn what_was_granted_is_told_apart() {
+        assert_eq!(of(json!({"operator_add": {"name": "mallory"}})), json!({"name": "mallory"}));
+        let keys = of(json!({"backup_keys": {"recipient": STANDARD.encode("key")}}));
+        assert_eq!(keys, json!({"recipient_sha256": hex::encode(sha256(b"key"))}));
+        assert_eq!(of(json!({"backup_data": {}})), Value::Null);
+        let staged = of(json!({"write": {"name": "a/b", "cas": 3, "staged": true}}));
+        assert_eq!(staged, json!({"cas": 3, "staged": true}));
+        assert_eq!(of(json!({"activate": {"name": "a/b", "version": 2}})), json!({"version": 2}));
+        assert_eq!(of(json!({"delete": {"name": "a/b"}})), Value::Null);
+        let token = "ab".repeat(32);
+        let enroll = of(json!({"enroll": {"name": "host-1", "token": token}}));
+        assert_eq!(enroll, json!({"name": "host-1", "token": "ab".repeat(8)}));
+        for plain in [
+            json!({"read": {"name": "a/b", "version": 3}}),
+            json!({"list": {"prefix": "a"}}),
+            json!({"versions": {"name": "a/b"}}),
+            json!({"whoami": {}}),
+        ] {
+            assert_eq!(of(plain), Value::Null, "reads stay as small as they were");
+        }
+    }
+
+    #[test]
+    fn an_issue_tells_the_process_and_an_entry_its_selectors() {
+        let exe = "cd".repeat(32);
+        let issue = |path: &str| {
+            let workload = json!({
+                "pid": 1, "start_ticks": 2, "uid": 1000, "gid": 1000, "path": path,
+                "exe_sha256": exe, "unit": null, "pinned": true,
+            });
+            of(json!({"issue": {
+                "entry": ID, "spiffe_id": "spiffe://corp.example/api", "public_key": "AA==",
+                "workload": workload, "agent_held": false,
+            }}))
+        };
+        let told = issue("/usr/bin/api");
+        let want = json!({
+            "agent_held": false, "entry": ID, "exe": exe, "path": "/usr/bin/api", "uid": 1000,
+        });
+        assert_eq!(told, want);
+        let entry = |selector: Value| {
+            of(json!({"entry_create": {"entry": {
+                "spiffe_id": "spiffe://corp.example/api", "class": "server",
+                "selectors": [{"uid": 1000}, selector], "default": true,
+            }}}))
+        };
+        let (one, other) = (entry(json!({"path": "/a"})), entry(json!({"path": "/b"})));
+        assert_eq!((&one["class"], &one["default"]), (&json!("server"), &json!(true)));
+        assert_ne!(one["selectors"], other["selectors"]);
+    }
+
+    #[test]
+    fn the_longest_and_the_most_hostile_stay_in_bounds() {
+        let (device, long) = ("0".repeat(64), "\u{202e}\n\"".repeat(900));
+        let class = "c".repeat(128);
+        let id = format!("spiffe://corp.example/{}", "p".repeat(120));
+        for ask in [
+            json!({"operator_add": {"name": long}}),
+            json!({"operator_add": {"name": "n".repeat(180)}}),
+            json!({"enroll": {"name": long, "token": device}}),
+            json!({"token_create": {"class": class, "ttl_s": u32::MAX}}),
+            json!({"can_i": {"action": "activate", "object": long}}),
+            json!({"can_i": {"action": "activate", "object": "o".repeat(180)}}),
+            json!({"log_read": {"from": u64::MAX, "limit": u32::MAX, "holding": long}}),
+            json!({"write": {
+                "name": "a/b", "cas": u64::MAX, "labels": {"a": "b"}, "staged": true,
+            }}),
+            json!({"entry_create": {"entry": {
+                "spiffe_id": id, "class": class, "device": device, "selectors": [{"path": long}],
+                "ttl_s": u32::MAX, "default": true,
+            }}}),
+            json!({"issue": {
+                "entry": ID, "spiffe_id": id, "public_key": long, "agent_held": false,
+                "workload": {
+                    "pid": 1, "start_ticks": 2, "uid": u32::MAX, "gid": 1, "path": long,
+                    "exe_sha256": device, "unit": null, "pinned": true,
+                },
+            }}),
+        ] {
+            let told = of(ask);
+            assert!(!told.to_string().contains('\u{202e}'));
+        }
+        let name = of(json!({"operator_add": {"name": long}}))["name"].clone();
+        assert!(name.as_str().unwrap().starts_with("sha256:"));
+    }
+}
