@@ -97,7 +97,7 @@ fn line(entry: &Value) -> String {
         "{head} {:<5} {} {:<8} {} {} [{}] {}",
         text("/dec/verdict"),
         text("/dec/code"),
-        text("/req/act"),
+        text(if record.pointer("/req/op").is_some() { "/req/op" } else { "/req/act" }),
         text("/req/obj"),
         text("/sub/spiffe"),
         rules.join(" "),

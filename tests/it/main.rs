@@ -3,6 +3,7 @@
 mod backup;
 mod bad_input;
 mod forge;
+mod granted;
 mod handshakes;
 mod journey;
 mod kill;
