@@ -11,7 +11,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Mutex, MutexGuard};
 
 use super::decision::Ruled;
-use super::pattern::{ANY, UNBOUNDED};
+use super::pattern::{ANY, TIME_BYTES, UNBOUNDED};
 use super::rows::Row;
 use crate::model::Action;
 use crate::model::limits::JUDGEMENTS_MAX;
@@ -64,7 +64,7 @@ impl Memory {
         let same = *found.subject == *subject && found.action == action && *found.object == *object;
         let begun = found.from.as_ref().is_none_or(|from| now >= &**from);
         let ended = found.until.as_ref().is_some_and(|until| now >= &**until);
-        if !same || !begun || ended {
+        if !same || !begun || ended || now.len() != TIME_BYTES {
             return None;
         }
         (*found.label == *label(&found.posts)).then(|| found.rules.to_vec())

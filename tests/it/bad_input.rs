@@ -376,7 +376,9 @@ fn of_sixteen_processes_with_one_token_exactly_one_joins() {
         for (n, output) in ended.iter().enumerate() {
             let said = String::from_utf8_lossy(&output.stderr);
             let lost = !output.status.success();
-            assert!(!lost || said.contains("conflict"), "{n}: {said}");
+            // Whoever comes at once finds the token spent while it redeems it; later ones are denied.
+            let refused = said.contains("conflict") || said.contains("denied");
+            assert!(!lost || refused, "{n}: {said}");
             assert_eq!(place(n).join("agent.toml").exists(), !lost, "{n}");
         }
         assert_eq!(servers(&stage), round + 1);
@@ -463,7 +465,7 @@ fn the_two_ports_do_not_serve_each_others_guests() {
         }
         let enrol = r#"{"enroll":{"name":"x"}}"#;
         let guess = request(enrol, "A".repeat(43).as_bytes());
-        assert_eq!(reason(&conversation.say(&guess).await), "D303", "a guessed secret");
+        assert_eq!(reason(&conversation.say(&guess).await), "D101", "a guessed secret");
         assert!(applicant().knock(config.listen).await.is_err(), "an applicant at the main port");
         let end = End { alpn: vec![wire::ALPN.to_vec()], ..End::with(&operator) };
         assert!(end.knock(config.enrolment).await.is_err(), "the main protocol at enrolment");
