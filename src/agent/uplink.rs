@@ -20,7 +20,7 @@ use super::keys::{DeviceKey, KeyError};
 use super::report::Reporter;
 use super::settings::AgentSettings;
 use super::shared::Shared;
-use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX};
+use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX, ENTRIES_MAX};
 use crate::model::{Answer, Ask, Clock, SecretValue, SpiffeId};
 use crate::wire::{Client, ClientError, Credentials, CredentialsError, Enrolled, enroll};
 
@@ -251,9 +251,23 @@ impl Uplink {
     }
 
     async fn ask_duties(&self, client: &Client) -> Result<Duties, UplinkError> {
-        match ask(client, Ask::Duties {}).await? {
-            Answer::Entries { items, revision } => Ok(Duties { entries: items, revision }),
-            _ => Err(UplinkError::Answer("entries")),
+        let mut duties: Option<Duties> = None;
+        loop {
+            let after = duties.as_ref().and_then(|duties| duties.entries.last());
+            let asked = Ask::Duties { after: after.map(|entry| entry.id) };
+            let Answer::Entries { items, more, revision } = ask(client, asked).await? else {
+                return Err(UplinkError::Answer("entries"));
+            };
+            let goes_on = more && !items.is_empty();
+            // The revision of the first page: what changed meanwhile is newer than these duties.
+            let all = duties.get_or_insert_with(|| Duties { entries: Vec::new(), revision });
+            all.entries.extend(items);
+            if all.entries.len() > ENTRIES_MAX {
+                return Err(UplinkError::Answer("as many entries as a broker may have"));
+            }
+            if !goes_on {
+                return Ok(duties.unwrap_or_default());
+            }
         }
     }
 }

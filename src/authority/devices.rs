@@ -7,16 +7,19 @@ use super::mirror::{Mirror, Step};
 use super::records::{DeviceRecord, TokenKey, TokenRecord};
 use super::room::Authority;
 use crate::model::{
-    Answer, DeviceClass, DeviceId, DeviceSummary, Failure, Released, check_segment, rfc3339,
+    Answer, DeviceClass, DeviceId, DeviceSummary, Failure, Released, check_segment, fit_page,
+    next_items, rfc3339,
 };
 
 impl Authority {
-    /// All devices, in the order of their ids. Postures are filled in by the line.
-    pub(super) fn device_list(&self) -> Released {
+    /// All devices, in the order of their ids: the page after `after`. Postures are filled in by
+    /// the line.
+    pub(super) fn device_list(&self, after: Option<&DeviceId>) -> Released {
         let mirror = self.mirror();
-        let mut items: Vec<_> = mirror.devices().map(|(id, record)| summary(*id, record)).collect();
-        items.sort_unstable_by_key(|item| item.id);
-        Released::head(Answer::Devices { items })
+        let records = next_items(mirror.devices(), after, |(id, _)| **id);
+        let mut items = records.into_iter().map(|(id, record)| summary(*id, record)).collect();
+        let more = fit_page(&mut items);
+        Released::head(Answer::Devices { items, more })
     }
 
     /// One device.
@@ -27,7 +30,7 @@ impl Authority {
     ) -> Result<Released, Failure> {
         let mirror = self.mirror();
         let record = known(&mirror, class, id)?;
-        Ok(Released::head(Answer::Devices { items: vec![summary(*id, record)] }))
+        Ok(Released::head(Answer::Devices { items: vec![summary(*id, record)], more: false }))
     }
 
     /// Ends a device.
@@ -120,7 +123,7 @@ mod tests {
 
     fn items(released: Released) -> Vec<DeviceSummary> {
         match released.answer {
-            Answer::Devices { items } => items,
+            Answer::Devices { items, .. } => items,
             other => panic!("{other:?}"),
         }
     }
@@ -130,7 +133,8 @@ mod tests {
         let room = Room::new().await;
         let (one, _) = room.device("server").await;
         let (two, _) = room.device("laptop").await;
-        let ids: Vec<_> = items(room.authority.device_list()).iter().map(|item| item.id).collect();
+        let ids: Vec<_> =
+            items(room.authority.device_list(None)).iter().map(|item| item.id).collect();
         assert_eq!(ids, if one < two { [one, two] } else { [two, one] });
         let (server, laptop) =
             (DeviceClass::parse("server").unwrap(), DeviceClass::parse("laptop").unwrap());

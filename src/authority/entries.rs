@@ -10,7 +10,7 @@ use super::room::Authority;
 use crate::model::limits::{ENTRIES_MAX, ENTRIES_PER_ID};
 use crate::model::{
     Answer, Code, DeviceId, Entry, EntryDraft, EntryId, Failure, Moment, Reason, Released,
-    SecretPrefix, SpiffeId, Target, rfc3339,
+    SecretPrefix, SpiffeId, Target, fit_page, next_items, rfc3339,
 };
 
 impl Authority {
@@ -42,18 +42,15 @@ impl Authority {
                 Ok((vec![Step::Entry(id, Some(record))], ()))
             })
             .await?;
-        Ok(Released::head(Answer::Entries { items: vec![entry], revision }))
+        Ok(Released::head(Answer::Entries { items: vec![entry], more: false, revision }))
     }
 
-    /// All entries, by SPIFFE ID and id.
-    pub(super) fn entry_list(&self) -> Released {
+    /// All entries, in the order of their ids: the page after `after`.
+    pub(super) fn entry_list(&self, after: Option<&EntryId>) -> Released {
         let mirror = self.mirror();
-        let mut items: Vec<_> = mirror.entries().map(|record| record.entry.clone()).collect();
-        items.sort_unstable_by(|a, b| {
-            let key = |entry: &Entry| (entry.draft.spiffe_id.as_str().to_owned(), entry.id);
-            key(a).cmp(&key(b))
-        });
-        Released::head(Answer::Entries { items, revision: mirror.entries_revision })
+        let records = next_items(mirror.entries(), after, |record| record.entry.id);
+        let items = records.into_iter().map(|record| record.entry.clone()).collect();
+        page_of(items, mirror.entries_revision)
     }
 
     /// Ends the entry that was decided on, and with it every SVID that it gave.
@@ -124,6 +121,12 @@ impl Authority {
     }
 }
 
+/// One page of entries that are in order.
+pub(super) fn page_of(mut items: Vec<Entry>, revision: u64) -> Released {
+    let more = fit_page(&mut items);
+    Released::head(Answer::Entries { items, more, revision })
+}
+
 /// The step that revokes or resumes an entry; none when it stands so. Revoking an entry that is
 /// suspended already raises its epoch all the same: what was issued in between is dead for sure.
 fn turned(record: &EntryRecord, resume: bool) -> Option<Step> {
@@ -188,7 +191,7 @@ fn same_set<T: PartialEq>(a: &[T], b: &[T]) -> bool {
 mod tests {
     use super::super::fake_store::{Room, draft, id, nobody};
     use super::*;
-    use crate::model::limits::ENTRIES_PER_ID;
+    use crate::model::limits::{ENTRIES_PER_ID, REPLY_HEAD_MAX};
     use crate::model::{Ask, Selector, TrustDomain};
 
     async fn create(room: &Room, draft: &EntryDraft) -> Result<Entry, Failure> {
@@ -210,7 +213,9 @@ mod tests {
         let entry = create(&room, &draft("/ns/pay/api")).await.unwrap();
         assert_eq!((entry.epoch, entry.created.as_str()), (1, "2026-11-23T12:00:00Z"));
         assert_eq!(status(&room, &entry.id), Some((1, false)));
-        let Answer::Entries { items, revision } = room.authority.entry_list().answer else {
+        let Answer::Entries { items, more: false, revision } =
+            room.authority.entry_list(None).answer
+        else {
             panic!("no list")
         };
         assert_eq!(items, std::slice::from_ref(&entry));
@@ -275,6 +280,58 @@ mod tests {
             assert_eq!(create(&room, &bad).await.unwrap_err().code, Code::Conflict, "{what}");
         }
         assert_eq!(room.authority.mirror().entries().len(), 2);
+    }
+
+    /// Selectors as long as an entry may have them, in text that JSON writes six times as long.
+    fn longest(uid: u32) -> Vec<Selector> {
+        let path = |n| Selector::Path(format!("/{n}{}", "\u{1}".repeat(1010)));
+        (0..4).map(path).chain([Selector::Uid(uid)]).collect()
+    }
+
+    #[tokio::test]
+    async fn long_entries_of_one_class_leave_every_page_within_a_frame() {
+        let room = Room::new().await;
+        let (device, _) = room.device("server").await;
+        let mut wanted = Vec::new();
+        for n in 0..85 {
+            let path = format!("/w{n}");
+            let long = EntryDraft { selectors: longest(n), ..draft(&path) };
+            wanted.push(create(&room, &long).await.unwrap().id);
+        }
+        wanted.sort();
+        let class = draft("/a").class;
+        let duties = |after: Option<&EntryId>| {
+            let mirror = room.authority.mirror();
+            page_of(mirror.duties(&class, &device, after), 0)
+        };
+        let list = |after: Option<&EntryId>| room.authority.entry_list(after);
+        let pages: [&dyn Fn(Option<&EntryId>) -> Released; 2] = [&duties, &list];
+        for page in pages {
+            let (mut seen, mut after) = (Vec::new(), None);
+            loop {
+                let released = page(after.as_ref());
+                let head = serde_json::to_vec(&released.answer).unwrap();
+                assert!(head.len() + 1024 < REPLY_HEAD_MAX, "{} bytes", head.len());
+                let Answer::Entries { items, more, .. } = released.answer else { panic!("none") };
+                seen.extend(items.iter().map(|entry| entry.id));
+                after = seen.last().copied();
+                if !more {
+                    break;
+                }
+            }
+            assert_eq!(seen, wanted);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_text_of_all_selectors_together_is_bounded() {
+        let room = Room::new().await;
+        let with = |selectors| EntryDraft { selectors, ..draft("/a") };
+        assert!(create(&room, &with(longest(1))).await.is_ok());
+        let path = |n| Selector::Path(format!("/{n}{}", "a".repeat(1000)));
+        let long = (0..15).map(path).chain([Selector::Uid(2)]).collect();
+        let failure = create(&room, &with(long)).await.unwrap_err();
+        assert!(failure.hint.is_some_and(|hint| hint.contains("4096 bytes together")));
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::error::AuthorityError;
 use super::records::{DeviceRecord, EntryRecord, TokenKey, TokenRecord, damaged, decode, encode};
 use crate::identity::{DeviceStatus, EntryStatus};
-use crate::model::{DeviceClass, DeviceId, Digest, Entry, EntryId};
+use crate::model::{DeviceClass, DeviceId, Digest, Entry, EntryId, next_items};
 use crate::store::{Expect, Store, Table, Txn, Write};
 
 /// Rows read from the store at once.
@@ -146,14 +146,19 @@ impl Mirror {
         self.entries.values().map(|held| held.record.as_ref())
     }
 
-    /// The living entries that an agent on this device may ask for, in the order of their ids.
-    pub(super) fn duties(&self, class: &DeviceClass, device: &DeviceId) -> Vec<Entry> {
+    /// The living entries that an agent on this device may ask for, in the order of their ids: at
+    /// most one more than a page, after `after`.
+    pub(super) fn duties(
+        &self,
+        class: &DeviceClass,
+        device: &DeviceId,
+        after: Option<&EntryId>,
+    ) -> Vec<Entry> {
         let of = |only| self.duties.get(&(class.clone(), only)).into_iter();
         let ids = of(None).chain(of(Some(*device))).flat_map(|ids| ids.iter());
         let living = ids.filter_map(|id| self.entry(id)).filter(|record| !record.suspended);
-        let mut entries: Vec<_> = living.map(|record| record.entry.clone()).collect();
-        entries.sort_unstable_by_key(|entry| entry.id);
-        entries
+        let page = next_items(living, after, |record| record.entry.id);
+        page.into_iter().map(|record| record.entry.clone()).collect()
     }
 
     /// A token's row.
@@ -267,7 +272,7 @@ mod tests {
         create(EntryDraft { device: Some(one), ..draft("/one") }).await;
         create(EntryDraft { class: laptop.clone(), ..draft("/laptops") }).await;
         let paths = |class: &DeviceClass, device| {
-            let duties = room.authority.mirror().duties(class, device);
+            let duties = room.authority.mirror().duties(class, device, None);
             let paths = duties.iter().map(|entry| entry.draft.spiffe_id.path().to_owned());
             let mut paths: Vec<_> = paths.collect();
             paths.sort();

@@ -7,6 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
 use super::ca::P256Key;
+use super::entries::page_of;
 use super::error::AuthorityError;
 use super::issue::{Leaf, device_leaf};
 use super::mirror::{Mirror, Step};
@@ -19,7 +20,7 @@ use crate::model::limits::{
     AGENT_TTL, LAST_SEEN_STEP, OPERATOR_RENEW, OPERATOR_TTL, REENROLL_WINDOW, SVID_TTL,
 };
 use crate::model::{
-    Answer, Ask, Code, DeviceId, Failure, Moment, Reason, Released, SpiffeId, rfc3339,
+    Answer, Ask, Code, DeviceId, EntryId, Failure, Moment, Reason, Released, SpiffeId, rfc3339,
 };
 use rcgen::PublicKeyData;
 
@@ -75,16 +76,20 @@ impl Authority {
         })
     }
 
-    /// The living entries of the caller's own device.
-    pub(super) fn duties(&self, caller: &Caller) -> Result<Released, Failure> {
+    /// The living entries of the caller's own device: the page after `after`.
+    pub(super) fn duties(
+        &self,
+        caller: &Caller,
+        after: Option<&EntryId>,
+    ) -> Result<Released, Failure> {
         let (CallerKind::Agent, Some(device), Some(class)) =
             (caller.kind(), caller.device(), caller.class())
         else {
             return Err(Failure::invalid("only a device's agent has duties"));
         };
         let mirror = self.mirror();
-        let items = mirror.duties(class, device);
-        Ok(Released::head(Answer::Entries { items, revision: mirror.entries_revision }))
+        let items = mirror.duties(class, device, after);
+        Ok(page_of(items, mirror.entries_revision))
     }
 
     /// A new certificate for the caller's own identity and the key that its handshake proved.

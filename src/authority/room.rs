@@ -201,7 +201,7 @@ impl Authority {
         match ask {
             Ask::Whoami {} => Ok(self.whoami(caller)),
             Ask::Renew {} => self.renew(caller, under, now).await,
-            Ask::Duties {} => self.duties(caller),
+            Ask::Duties { after } => self.duties(caller, after.as_ref()),
             Ask::Enroll { name, token } => {
                 self.enroll(caller, (name, token.as_ref()), &body, under, now).await
             }
@@ -209,11 +209,11 @@ impl Authority {
             Ask::TokenCreate { class, ttl_s } => self.token_create(class, *ttl_s, under, now).await,
             Ask::OperatorAdd { name } => self.operator_add(name, under, now).await,
             Ask::OperatorRemove { name } => self.operator_remove(name, under).await,
-            Ask::DeviceList {} => Ok(self.device_list()),
+            Ask::DeviceList { after } => Ok(self.device_list(after.as_ref())),
             Ask::DeviceShow { class, id } => self.device_show(class, id),
             Ask::DeviceRevoke { class, id } => self.device_revoke(class, id, under).await,
             Ask::EntryCreate { entry } => self.entry_create(entry, under, now).await,
-            Ask::EntryList {} => Ok(self.entry_list()),
+            Ask::EntryList { after } => Ok(self.entry_list(after.as_ref())),
             Ask::EntryDelete { .. } => self.entry_delete(target, under).await,
             Ask::Revoke { spiffe_id, resume } => self.revoke(spiffe_id, *resume, under).await,
             _ => Err(Failure::new(Code::Internal, Reason::Invalid)),

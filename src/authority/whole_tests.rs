@@ -303,10 +303,10 @@ async fn only_agents_ask_for_workloads_and_have_duties() {
     for holder in [&workload, &alice] {
         let failure = issue(&room, holder, &plain).await.err().unwrap();
         assert_eq!(failure.code, Code::Invalid);
-        let duties = act(&room, &holder.caller(&room), Ask::Duties {}).await;
+        let duties = act(&room, &holder.caller(&room), Ask::Duties { after: None }).await;
         assert_eq!(duties.unwrap_err().code, Code::Invalid);
     }
-    let duties = act(&room, &host.caller(&room), Ask::Duties {}).await.unwrap();
+    let duties = act(&room, &host.caller(&room), Ask::Duties { after: None }).await.unwrap();
     let Answer::Entries { items, .. } = duties.answer else { panic!("no duties") };
     assert_eq!(items, [plain]);
 }
@@ -624,7 +624,7 @@ async fn asks_of_other_rooms_are_not_carried_out_here() {
     let room = Room::new().await;
     let alice = operator(&room, "alice").await;
     let caller = alice.caller(&room);
-    assert!(act(&room, &caller, Ask::DeviceList {}).await.is_ok());
+    assert!(act(&room, &caller, Ask::DeviceList { after: None }).await.is_ok());
     for ask in [Ask::PolicyRead {}, Ask::Status {}] {
         assert_eq!(act(&room, &caller, ask).await.unwrap_err().code, Code::Internal);
     }
@@ -642,10 +642,10 @@ async fn every_ask_of_this_room_is_carried_out() {
         Ask::Renew {},
         Ask::TokenCreate { class: class.clone(), ttl_s: 60 },
         Ask::OperatorAdd { name: "bob".into() },
-        Ask::DeviceList {},
+        Ask::DeviceList { after: None },
         Ask::DeviceShow { class: class.clone(), id: host.device() },
         Ask::EntryCreate { entry: draft("/a") },
-        Ask::EntryList {},
+        Ask::EntryList { after: None },
         Ask::Revoke { spiffe_id: id("/a"), resume: false },
         Ask::Revoke { spiffe_id: id("/a"), resume: true },
         Ask::DeviceRevoke { class, id: host.device() },

@@ -19,7 +19,7 @@ use crate::decision_log::{DecisionLog, Note, Ruling};
 use crate::identity::{Caller, CallerKind, Identity, Peer};
 use crate::model::{
     Action, Answer, Ask, ClientRef, Clock, Code, Failure, Kind, Moment, Object, Reason, Refusal,
-    Released, RequestId, SecretValue, Target,
+    Released, RequestId, SecretValue, Target, fit_page,
 };
 use crate::policy::{Bundle, Generations, Policy};
 use crate::posture::{Challenge, Demand, Posture};
@@ -333,9 +333,9 @@ impl Line {
                 let verdict = self.parts.posture.look(caller.device(), &demand, now);
                 *posture = verdict.label().to_owned();
             }
-            Answer::Devices { items } => {
+            Answer::Devices { items, more } => {
                 let one = items.len() == 1;
-                for item in items {
+                for item in items.iter_mut() {
                     let verdict = self.parts.posture.look(Some(&item.id), &demand, now);
                     item.posture = verdict.label().to_owned();
                     item.evidence_age_ms =
@@ -344,6 +344,7 @@ impl Line {
                         item.facts = serde_json::to_value(&standing.claims.facts).ok();
                     }
                 }
+                *more |= fit_page(items); // labels of many profiles are long
             }
             _ => {}
         }

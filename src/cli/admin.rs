@@ -7,6 +7,7 @@ use super::args::{
     BackupOptions, DeviceAction, EntryAction, IdentityAction, OperatorAction, TokenAction,
 };
 use super::fault::Fault;
+use super::listing::{devices, entries};
 use super::output::{Output, printable, table};
 use super::secrets::unexpected;
 use crate::app;
@@ -140,14 +141,6 @@ async fn done_on(asking: &Asking, ask: Ask, said: &str, output: &Output) -> Resu
     Ok(())
 }
 
-async fn devices(asking: &Asking) -> Result<Vec<DeviceSummary>, Fault> {
-    let (_, released) = asking.ask(Ask::DeviceList {}, SecretValue::empty()).await?;
-    match released.answer {
-        Answer::Devices { items } => Ok(items),
-        _ => Err(unexpected(&released)),
-    }
-}
-
 /// The one device whose id begins so.
 async fn device_named(asking: &Asking, id: &str) -> Result<DeviceSummary, Fault> {
     let mut fitting: Vec<_> =
@@ -194,7 +187,7 @@ pub async fn device(action: DeviceAction, access: &Access, output: &Output) -> R
             let device = device_named(&asking, &id).await?;
             let ask = Ask::DeviceShow { class: device.class, id: device.id };
             let (_, released) = asking.ask(ask, SecretValue::empty()).await?;
-            let Answer::Devices { items } = &released.answer else {
+            let Answer::Devices { items, .. } = &released.answer else {
                 return Err(unexpected(&released));
             };
             for device in items {
@@ -240,14 +233,6 @@ fn selector(text: &str) -> Result<Selector, Fault> {
         "exe_sha256" => Digest::parse(value).map(Selector::ExeSha256).map_err(|_| fault()),
         "unit" => Ok(Selector::Unit(value.to_owned())),
         _ => Err(fault()),
-    }
-}
-
-async fn entries(asking: &Asking) -> Result<Vec<Entry>, Fault> {
-    let (_, released) = asking.ask(Ask::EntryList {}, SecretValue::empty()).await?;
-    match released.answer {
-        Answer::Entries { items, .. } => Ok(items),
-        _ => Err(unexpected(&released)),
     }
 }
 

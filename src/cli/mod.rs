@@ -9,6 +9,7 @@ mod args;
 mod doctor;
 mod fault;
 mod import;
+mod listing;
 mod logs;
 mod options;
 mod output;

@@ -297,19 +297,25 @@ pub enum Answer {
         /// End, RFC 3339.
         until: String,
     },
-    /// The entries for one device, or all.
+    /// The entries for one device, or all, in the order of their ids.
     Entries {
         /// Them.
         items: Vec<Entry>,
+        /// There are more, after the last one.
+        #[serde(default)]
+        more: bool,
         /// The revision that they stood at.
         revision: u64,
     },
     /// A token was made; its text is the body.
     Token(OperatorToken),
-    /// Devices.
+    /// Devices, in the order of their ids.
     Devices {
         /// Them.
         items: Vec<DeviceSummary>,
+        /// There are more, after the last one.
+        #[serde(default)]
+        more: bool,
     },
     /// A report was taken.
     Reported {

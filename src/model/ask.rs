@@ -156,8 +156,12 @@ pub enum Ask {
     },
     /// A new certificate for the caller's own identity and key.
     Renew {},
-    /// The entries that the caller's own device may ask for.
-    Duties {},
+    /// The entries that the caller's own device may ask for, a page at a time.
+    Duties {
+        /// Entries after this one (the last of the page before).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<EntryId>,
+    },
 
     /// Becoming a device, on the enrolment port. The body is the join token's text, or empty for a
     /// device that comes back with its key.
@@ -200,8 +204,12 @@ pub enum Ask {
         /// One segment.
         name: String,
     },
-    /// All devices.
-    DeviceList {},
+    /// All devices, a page at a time.
+    DeviceList {
+        /// Devices after this one (the last of the page before).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<DeviceId>,
+    },
     /// One device with its facts.
     DeviceShow {
         /// Its class.
@@ -221,8 +229,12 @@ pub enum Ask {
         /// What it shall say.
         entry: EntryDraft,
     },
-    /// All entries.
-    EntryList {},
+    /// All entries, a page at a time.
+    EntryList {
+        /// Entries after this one (the last of the page before).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<EntryId>,
+    },
     /// Ends an entry and every SVID that it gave.
     EntryDelete {
         /// The SPIFFE ID that it gives.
@@ -276,10 +288,10 @@ impl Ask {
     /// The verb that policy judges.
     pub fn action(&self) -> Action {
         match self {
-            Self::Read { .. } | Self::Whoami {} | Self::Duties {} | Self::PolicyRead {} => {
+            Self::Read { .. } | Self::Whoami {} | Self::Duties { .. } | Self::PolicyRead {} => {
                 Action::Read
             }
-            Self::DeviceList {} | Self::DeviceShow { .. } | Self::EntryList {} => Action::Read,
+            Self::DeviceList { .. } | Self::DeviceShow { .. } | Self::EntryList { .. } => Action::Read,
             Self::LogRead { .. } | Self::Status {} => Action::Read,
             Self::Write { .. } | Self::Label { .. } | Self::EntryCreate { .. } => Action::Write,
             Self::TokenCreate { .. } | Self::OperatorAdd { .. } => Action::Write,
@@ -347,16 +359,16 @@ impl Ask {
             }
             Self::Activate { .. } | Self::Delete { .. } | Self::Undelete { .. } => Kind::Secret,
             Self::Label { .. } => Kind::Secret,
-            Self::Whoami {} | Self::Renew {} | Self::Duties {} | Self::Enroll { .. } => {
+            Self::Whoami {} | Self::Renew {} | Self::Duties { .. } | Self::Enroll { .. } => {
                 Kind::Authority
             }
             Self::Issue { .. } | Self::TokenCreate { .. } | Self::OperatorAdd { .. } => {
                 Kind::Authority
             }
-            Self::OperatorRemove { .. } | Self::DeviceList {} | Self::DeviceShow { .. } => {
+            Self::OperatorRemove { .. } | Self::DeviceList { .. } | Self::DeviceShow { .. } => {
                 Kind::Authority
             }
-            Self::DeviceRevoke { .. } | Self::EntryCreate { .. } | Self::EntryList {} => {
+            Self::DeviceRevoke { .. } | Self::EntryCreate { .. } | Self::EntryList { .. } => {
                 Kind::Authority
             }
             Self::EntryDelete { .. } | Self::Revoke { .. } => Kind::Authority,
@@ -376,7 +388,7 @@ impl Ask {
                 | Self::CanI { .. }
                 | Self::Report { .. }
                 | Self::Renew {}
-                | Self::Duties {}
+                | Self::Duties { .. }
                 | Self::Enroll { .. }
         )
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceClass, DeviceId, Digest};
 use super::ids::EntryId;
-use super::limits::SELECTORS_MAX;
+use super::limits::{SELECTOR_BYTES_MAX, SELECTORS_MAX};
 use super::spiffe_id::SpiffeId;
 
 /// Why a draft can't become an entry.
@@ -18,6 +18,12 @@ pub enum EntryError {
     /// Too many selectors.
     #[error("an entry has at most {SELECTORS_MAX} selectors")]
     TooManySelectors,
+    /// Too much text in them.
+    #[error(
+        "the selectors of an entry have at most {SELECTOR_BYTES_MAX} bytes together; make several \
+         entries of it"
+    )]
+    LongSelectors,
     /// The path belongs to Doorward itself.
     #[error("paths under /doorward/ are given out by Doorward only")]
     Reserved,
@@ -157,7 +163,11 @@ impl EntryDraft {
                 _ => {}
             }
         }
-        Ok(())
+        let bytes: usize = self.selectors.iter().map(|selector| selector.to_string().len()).sum();
+        match bytes > SELECTOR_BYTES_MAX {
+            true => Err(EntryError::LongSelectors),
+            false => Ok(()),
+        }
     }
 }
 

@@ -34,6 +34,11 @@ pub const LIST_PAGE: usize = 1000;
 /// answer stays under twice this.
 pub const LIST_BYTES: usize = 256 * 1024;
 
+/// Entries or devices in one answer; longer lists are read page by page.
+pub const PAGE_ITEMS: usize = 1000;
+/// Bytes of JSON of one such page: half of what an answer's head may have.
+pub const PAGE_BYTES: usize = 512 * 1024;
+
 /// Bytes of all rows in one snapshot, and so of one data backup: it is held in memory while it is
 /// sealed.
 pub const SNAPSHOT_MAX: usize = 256 * 1024 * 1024;
@@ -259,3 +264,5 @@ pub const REQUIREMENT_DEPTH: usize = 8;
 pub const MAX_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Selectors of one registration entry.
 pub const SELECTORS_MAX: usize = 16;
+/// Text of all selectors of one entry, in bytes: a few long paths. Every agent of the class holds it.
+pub const SELECTOR_BYTES_MAX: usize = 4 * 1024;

@@ -99,7 +99,7 @@ pub(super) fn object(
         Ask::Undelete { name, .. } | Ask::Label { name, .. } => secret(name),
         Ask::List { prefix, .. } => return Ok(format!("secret/{prefix}")),
         Ask::Whoami {} | Ask::CanI { .. } => return Ok(asker.own_svid()),
-        Ask::Report { .. } | Ask::Renew {} | Ask::Duties {} => {
+        Ask::Report { .. } | Ask::Renew {} | Ask::Duties { .. } => {
             return Ok(asker.own_device().unwrap_or_else(|| asker.own_svid()));
         }
         Ask::Enroll { .. } => return Ok(APPLICANT_OBJECT.to_owned()),
@@ -115,12 +115,12 @@ pub(super) fn object(
             check_segment(1, name).map_err(|_| NoObject::Invalid)?;
             return Ok(format!("svid/doorward/operator/{name}"));
         }
-        Ask::DeviceList {} => Object::Devices,
+        Ask::DeviceList { .. } => Object::Devices,
         Ask::DeviceShow { class, id } | Ask::DeviceRevoke { class, id } => {
             Object::Device(class.clone(), *id)
         }
         Ask::EntryCreate { entry } => Object::Entry(own(&entry.spiffe_id)?, None),
-        Ask::EntryList {} => Object::Entries,
+        Ask::EntryList { .. } => Object::Entries,
         Ask::EntryDelete { spiffe_id, id } => Object::Entry(own(spiffe_id)?, Some(*id)),
         Ask::PolicyRead {} | Ask::PolicyActivate {} | Ask::PolicyRollback {} => Object::Policy,
         Ask::LogRead { .. } | Ask::Explain { .. } => Object::Log,
@@ -153,7 +153,7 @@ fn own_rule(asker: &Asker<'_>, ask: &Ask) -> Option<&'static str> {
         (_, CallerKind::Applicant | CallerKind::Broker(_)) => None,
         (Ask::Whoami {} | Ask::CanI { .. }, _) => Some("self-read"),
         (Ask::Report { .. }, CallerKind::Agent) if has_device => Some("self-report"),
-        (Ask::Duties {}, CallerKind::Agent) if has_device => Some("self-duties"),
+        (Ask::Duties { .. }, CallerKind::Agent) if has_device => Some("self-duties"),
         (Ask::Renew {}, CallerKind::Agent | CallerKind::Operator) if has_device => {
             Some("self-renew")
         }
