@@ -338,8 +338,9 @@ impl Stream<'_> {
     }
 
     async fn write(&self, send: &mut quinn::SendStream, reply: &Reply, body: SecretValue) {
-        let written = wire::write_reply(send, reply, body.expose());
-        match timeout(limits::WRITE_TIMEOUT, written).await {
+        let mib = u32::try_from(body.len() >> 20).unwrap_or(u32::MAX);
+        let limit = limits::WRITE_TIMEOUT + limits::WRITE_TIMEOUT_MIB.saturating_mul(mib);
+        match timeout(limit, send_reply(send, reply, body.expose())).await {
             Ok(Ok(())) => {
                 let _ = send.finish();
             }
@@ -349,6 +350,26 @@ impl Stream<'_> {
             }
         }
     }
+}
+
+/// Writes a reply; in place of an answer over a limit, of which nothing was written, a refusal.
+async fn send_reply<W: tokio::io::AsyncWrite + Unpin>(
+    to: &mut W,
+    reply: &Reply,
+    body: &[u8],
+) -> Result<(), FrameError> {
+    let (request, fault) = match (wire::write_reply(to, reply, body).await, reply) {
+        (
+            Err(fault @ (FrameError::HeadTooLarge { .. } | FrameError::BodyTooLarge { .. })),
+            Reply::Answer { request, .. },
+        ) => (*request, fault),
+        (written, _) => return written,
+    };
+    tracing::error!(%request, %fault, "an answer was too large and was refused instead");
+    let hint = Some("the answer is too large to be sent; ask for less at once".to_owned());
+    let (code, reason) = (Code::TooLarge, Reason::TooLarge);
+    let refusal = Reply::Refusal(Refusal { request, code, reason, hint });
+    wire::write_reply(to, &refusal, &[]).await
 }
 
 /// A request's body, still on the wire.
@@ -382,4 +403,35 @@ impl Body for Incoming {
 fn fault_of(error: &FrameError) -> Failure {
     let (code, hint) = error.code();
     Failure { code, reason: error.reason(), hint: Some(hint) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Answer;
+
+    #[tokio::test]
+    async fn an_answer_over_a_limit_is_refused_in_words() {
+        let request = RequestId::parse("0198c0de-0000-7000-8000-000000000001").unwrap();
+        let answered = async |length: usize, body: usize| {
+            let answer = Answer::Report { value: "a".repeat(length).into() };
+            let (mut sent, body) = (Vec::new(), vec![0; body]);
+            let reply = Reply::Answer { request, answer };
+            send_reply(&mut sent, &reply, &body).await.unwrap();
+            let mut sent = sent.as_slice();
+            let (reply, _) = wire::read_reply(&mut sent).await.unwrap();
+            assert!(sent.is_empty(), "one reply and nothing before it");
+            reply
+        };
+        assert!(matches!(answered(10, 10).await, Reply::Answer { .. }));
+        for (length, body) in [(limits::REPLY_HEAD_MAX, 0), (10, limits::BODY_MAX + 1)] {
+            match answered(length, body).await {
+                Reply::Refusal(refusal) => {
+                    assert_eq!(refusal.request, request);
+                    assert_eq!((refusal.code, refusal.reason), (Code::TooLarge, Reason::TooLarge));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 }

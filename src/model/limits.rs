@@ -28,6 +28,8 @@ pub const LABEL_KEY_MAX: usize = 128;
 pub const LABEL_VALUE_MAX: usize = 512;
 /// Versions that one secret may hold; numbers are never reused.
 pub const VERSIONS_MAX: usize = 1024;
+/// Names that one `list` looks at, shown or not: each costs a decision.
+pub const LIST_EXAMINED: usize = 10_000;
 /// Names in one answer to `list`; a longer tree is read page by page.
 pub const LIST_PAGE: usize = 1000;
 /// Bytes of JSON after which a page of names ends: one more item may follow, so the head of an
@@ -97,6 +99,8 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// An answer must have been taken by then.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// … and for each MiB of its body this much later: a backup goes over a slow line too.
+pub const WRITE_TIMEOUT_MIB: Duration = Duration::from_secs(1);
 /// A client gives a broker this long to be reached and to accept it.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The second address of a host is tried this much after the first (RFC 8305 §5 says 250 ms).
@@ -197,6 +201,9 @@ pub const REENROLL_WINDOW: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 pub const BACKDATE: Duration = Duration::from_secs(10);
 /// Wall and boot clock may drift apart by this between two looks; more is an alarm.
 pub const CLOCK_STEP: Duration = Duration::from_secs(5);
+/// After a step of a clock both must have agreed for this long in a row before anything is issued
+/// again, and before the new time is held on to.
+pub const CLOCK_CALM: Duration = Duration::from_secs(60);
 
 /// Life of the root certificate. Its successor must be distributed before (docs/OPERATIONS.md).
 pub const CA_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);

@@ -4,6 +4,7 @@
 //! both ways. An answer that says "something changed meanwhile" is asked for once more by itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use zeroize::Zeroizing;
@@ -15,7 +16,7 @@ use super::frame::{
     FrameError, Opening, Reply, decode_nonce, read_end, read_reply, write_evidence, write_opening,
 };
 use super::tls::{self, EXPORTER_LABEL};
-use crate::model::limits::{ANSWER_TIMEOUT, CLOSE_TIMEOUT};
+use crate::model::limits::{ANSWER_TIMEOUT, CLOSE_TIMEOUT, FILE_MAX, WRITE_TIMEOUT_MIB};
 use crate::model::{Ask, Clock, Digest, Reason, Released, RequestId, SecretValue};
 
 /// A connection to a broker. Cheap to clone; all clones share it.
@@ -131,7 +132,7 @@ impl Client {
             };
             self.settle(sending, &mut recv).await
         };
-        within(exchange).await
+        within_longer(patience(&opening.ask), exchange).await
     }
 
     async fn open(&self) -> Result<(SendStream, RecvStream), ClientError> {
@@ -190,6 +191,24 @@ fn end(send: &mut SendStream) {
     let _ = send.finish();
 }
 
+/// How long the answer to this may take; a file takes as long as the broker gives it.
+fn patience(ask: &Ask) -> Duration {
+    let mib = u32::try_from(FILE_MAX >> 20).unwrap_or(u32::MAX);
+    match ask {
+        Ask::BackupData {} | Ask::BackupKeys { .. } => {
+            ANSWER_TIMEOUT + WRITE_TIMEOUT_MIB.saturating_mul(mib)
+        }
+        _ => ANSWER_TIMEOUT,
+    }
+}
+
 async fn within<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
-    tokio::time::timeout(ANSWER_TIMEOUT, work).await.unwrap_or(Err(ClientError::Silent))
+    within_longer(ANSWER_TIMEOUT, work).await
+}
+
+async fn within_longer<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(ClientError::Silent))
 }

@@ -13,11 +13,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use super::strict::{self, StrictError};
-use crate::model::limits::{BODY_MAX, EVIDENCE_MAX, FILE_MAX, HEAD_MAX, REPLY_HEAD_MAX};
+use crate::model::limits::{BODY_MAX, EVIDENCE_MAX, FILE_MAX, HEAD_MAX, REPLY_HEAD_MAX, VALUE_MAX};
 use crate::model::{Answer, Ask, ClientRef, Code, Reason, Refusal, RequestId, SecretValue};
 
 /// Bytes of the two lengths.
 const LENGTHS: usize = 8;
+/// Bodies up to this leave in one write with their head; larger ones follow it in slices of this
+/// size and are never copied whole.
+const AT_ONCE: usize = VALUE_MAX;
 
 /// What is wrong with a frame.
 #[derive(Debug, thiserror::Error)]
@@ -297,8 +300,8 @@ pub async fn write_evidence<W: AsyncWrite + Unpin + ?Sized>(
     write_frame(to, &[], evidence).await
 }
 
-/// Writes one reply. Head and body leave in one write, from a buffer that is wiped. Nothing was
-/// written when the reply is over a limit, so a refusal can still be sent in its place.
+/// Writes one reply. Head and body leave in one write, from a buffer that is wiped; only a body
+/// larger than any value follows its head in slices. Nothing was written when the reply is over a limit, so a refusal can still be sent in its place.
 ///
 /// # Errors
 /// When the reply is over a limit, or the stream can't be written.
@@ -387,20 +390,23 @@ async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
     let too_large = |length| FrameError::BodyTooLarge { length, limit: BODY_MAX };
     let head_length = u32::try_from(head.len()).map_err(|_| too_large(head.len()))?;
     let body_length = u32::try_from(body.len()).map_err(|_| too_large(body.len()))?;
+    let (with_head, after) = if body.len() > AT_ONCE { (&[][..], body) } else { (body, &[][..]) };
     // The exact capacity: a vector that grows leaves an unwiped copy behind.
-    let mut frame = Zeroizing::new(Vec::with_capacity(LENGTHS + head.len() + body.len()));
+    let mut frame = Zeroizing::new(Vec::with_capacity(LENGTHS + head.len() + with_head.len()));
     frame.extend_from_slice(&head_length.to_be_bytes());
     frame.extend_from_slice(&body_length.to_be_bytes());
     frame.extend_from_slice(head);
-    frame.extend_from_slice(body);
+    frame.extend_from_slice(with_head);
     to.write_all(&frame).await.map_err(FrameError::Write)?;
+    for slice in after.chunks(AT_ONCE) {
+        to.write_all(slice).await.map_err(FrameError::Write)?;
+    }
     to.flush().await.map_err(FrameError::Write)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::limits::VALUE_MAX;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::path::PathBuf;
@@ -588,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_goes_out_in_one_write() {
+    fn a_reply_goes_out_in_one_write_and_a_large_body_is_never_copied_whole() {
         struct Count(Vec<usize>);
         impl AsyncWrite for Count {
             fn poll_write(
@@ -614,6 +620,17 @@ mod tests {
         let mut count = Count(Vec::new());
         run(write_reply(&mut count, &reply, b"body")).unwrap();
         assert_eq!(count.0.len(), 1);
+        let mut count = Count(Vec::new());
+        run(write_reply(&mut count, &reply, &vec![1; VALUE_MAX])).unwrap();
+        assert_eq!(count.0.len(), 1);
+        let mut count = Count(Vec::new());
+        let body = vec![1; 3 * AT_ONCE + 1];
+        run(write_reply(&mut count, &reply, &body)).unwrap();
+        assert_eq!(count.0[1..], [AT_ONCE, AT_ONCE, AT_ONCE, 1]);
+        let mut written = Vec::new();
+        run(write_reply(&mut written, &reply, &body)).unwrap();
+        let (read, read_body) = run(read_reply(&mut written.as_slice())).unwrap();
+        assert_eq!((read, read_body.expose()), (reply, body.as_slice()));
     }
 
     #[test]
