@@ -157,15 +157,16 @@ pub async fn list(prefix: &str, access: &Access, output: &Output) -> Result<(), 
         Fault::usage(format!("`{prefix}` is not a prefix")).cause(error.to_string())
     })?;
     let asking = access.connect().await?;
-    let mut after = None;
+    let (mut after, mut from) = (None, None);
     let mut rows = Vec::new();
     loop {
-        let ask = Ask::List { prefix: prefix.clone(), after: after.clone() };
+        let ask = Ask::List { prefix: prefix.clone(), after, from };
         let (_, released) = asking.ask(ask, SecretValue::empty()).await?;
-        let Answer::Names { items, more } = released.answer else {
+        let Answer::Names { items, more, next } = released.answer else {
             return Err(unexpected(&released));
         };
         after = items.last().map(|item| item.name.clone());
+        from = next;
         for item in items {
             if output.is_json() {
                 output.text(&serde_json::to_string(&item).unwrap_or_default());
@@ -179,7 +180,7 @@ pub async fn list(prefix: &str, access: &Access, output: &Output) -> Result<(), 
             let labels: Vec<String> = item.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
             rows.push(vec![item.name.to_string(), version, labels.join(" ")]);
         }
-        if !more || after.is_none() {
+        if !more || (after.is_none() && from.is_none()) {
             break;
         }
     }

@@ -258,8 +258,12 @@ pub enum Answer {
     Names {
         /// Those that the caller may list.
         items: Vec<SecretItem>,
-        /// There are more, after the last one.
+        /// There may be more: after the last one, or from `next` where that is given.
         more: bool,
+        /// Where the search ended before the page was full, sealed: it would name what the caller
+        /// may not list.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<String>,
     },
     /// Versions, oldest first.
     Versions {

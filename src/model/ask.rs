@@ -103,6 +103,9 @@ pub enum Ask {
         /// Names after this one (the last of the page before).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<SecretName>,
+        /// From where the answer before ended its search (its `next`); then `after` says nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
     },
     /// The versions of a secret, without values.
     Versions {
@@ -291,7 +294,9 @@ impl Ask {
             Self::Read { .. } | Self::Whoami {} | Self::Duties { .. } | Self::PolicyRead {} => {
                 Action::Read
             }
-            Self::DeviceList { .. } | Self::DeviceShow { .. } | Self::EntryList { .. } => Action::Read,
+            Self::DeviceList { .. } | Self::DeviceShow { .. } | Self::EntryList { .. } => {
+                Action::Read
+            }
             Self::LogRead { .. } | Self::Status {} => Action::Read,
             Self::Write { .. } | Self::Label { .. } | Self::EntryCreate { .. } => Action::Write,
             Self::TokenCreate { .. } | Self::OperatorAdd { .. } => Action::Write,

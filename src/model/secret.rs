@@ -1,5 +1,6 @@
 //! A secret's bytes, and the labels beside them.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -11,12 +12,16 @@ use super::limits::{LABEL_KEY_MAX, LABEL_VALUE_MAX, LABELS_MAX};
 
 /// Bytes that are wiped when they are dropped. There is no `Clone`, no comparison, and `Debug` shows
 /// nothing: whoever wants the bytes says so with [`SecretValue::expose`].
-pub struct SecretValue(Zeroizing<Vec<u8>>);
+pub struct SecretValue {
+    bytes: Zeroizing<Vec<u8>>,
+    /// Dropped after the bytes are wiped.
+    held: Option<Box<dyn Any + Send + Sync>>,
+}
 
 impl SecretValue {
     /// Takes the bytes over; the vector is wiped with this value.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
+        Zeroizing::new(bytes).into()
     }
 
     /// No bytes.
@@ -26,23 +31,30 @@ impl SecretValue {
 
     /// The bytes themselves.
     pub fn expose(&self) -> &[u8] {
-        &self.0
+        &self.bytes
+    }
+
+    /// Keeps `guard` until the bytes are gone: a permit for something that is large in memory.
+    #[must_use]
+    pub fn holding(mut self, guard: impl Send + Sync + 'static) -> Self {
+        self.held = Some(Box::new(guard));
+        self
     }
 
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.bytes.is_empty()
     }
 }
 
 impl From<Zeroizing<Vec<u8>>> for SecretValue {
     fn from(bytes: Zeroizing<Vec<u8>>) -> Self {
-        Self(bytes)
+        Self { bytes, held: None }
     }
 }
 

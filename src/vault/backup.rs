@@ -14,6 +14,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256 as SUITE;
 use rustls::crypto::hpke::{EncapsulatedSecret, Hpke as _, HpkePrivateKey, HpkePublicKey};
 use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 use zeroize::Zeroizing;
 
 use super::base::{Vault, namespaces};
@@ -21,8 +23,8 @@ use super::error::{BackupError, VaultError};
 use super::keyring;
 use super::parcel::{self, LENGTH};
 use super::seal::RootKey;
-use crate::model::SecretValue;
-use crate::store::{Store, Table, Txn, Write};
+use crate::model::{Code, Failure, Reason, SecretValue};
+use crate::store::{Row, Store, Table, Txn, Write};
 
 const DATA: &[u8; 8] = b"DWBACKUP";
 const KEYS: &[u8; 8] = b"DWKEYBAK";
@@ -31,6 +33,25 @@ const LABEL: &str = "backup-data";
 /// An X25519 key, public or private, and an encapsulated one.
 const KEY: usize = 32;
 const HEADER: usize = 8 + 2 + 8;
+
+fn seal_data(
+    root: &RootKey,
+    revision: u64,
+    rows: Vec<(Table, Vec<u8>, Row)>,
+) -> Result<SecretValue, BackupError> {
+    let rows = rows.into_iter().filter(|(table, ..)| *table != Table::Tokens);
+    let mut inside = Vec::new();
+    for (table, key, row) in rows {
+        for part in [table.as_str().as_bytes(), &key, &row.value] {
+            parcel::put(&mut inside, part).ok_or(BackupError::TooLarge)?;
+        }
+    }
+    let mut out = header(DATA, revision);
+    let sealed = root.key_for(LABEL).seal(LABEL, &out, &inside);
+    drop(inside);
+    out.extend_from_slice(&sealed);
+    Ok(SecretValue::new(out))
+}
 
 fn header(kind: &[u8; 8], revision: u64) -> Vec<u8> {
     [kind.as_slice(), &FORMAT.to_be_bytes(), &revision.to_be_bytes()].concat()
@@ -65,18 +86,22 @@ impl Vault {
     /// When the store does not answer or holds more.
     pub(super) async fn backup_data(&self) -> Result<SecretValue, VaultError> {
         let (revision, rows) = self.store.snapshot().await?;
-        let rows = rows.into_iter().filter(|(table, ..)| *table != Table::Tokens);
-        let mut inside = Vec::new();
-        for (table, key, row) in rows {
-            for part in [table.as_str().as_bytes(), &key, &row.value] {
-                parcel::put(&mut inside, part).ok_or(BackupError::TooLarge)?;
-            }
-        }
-        let mut out = header(DATA, revision);
-        let sealed = self.root.key_for(LABEL).seal(LABEL, &out, &inside);
-        drop(inside);
-        out.extend_from_slice(&sealed);
-        Ok(SecretValue::new(out))
+        let root = Arc::clone(&self.root);
+        // A quarter of a GiB is packed and sealed: not where requests are answered.
+        let sealed = tokio::task::spawn_blocking(move || seal_data(&root, revision, rows));
+        Ok(sealed.await.map_err(|_| VaultError::Stopping)??)
+    }
+
+    /// The one turn to make a backup; whoever has it keeps it beside the backup's bytes.
+    ///
+    /// # Errors
+    /// When another backup is under way.
+    pub(super) fn backup_turn(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.backups).try_acquire_owned().map_err(|_| Failure {
+            code: Code::Unavailable,
+            reason: Reason::Limited,
+            hint: Some("another backup is being made or sent; ask again when it is done".into()),
+        })
     }
 
     /// A backup of the keys for one recipient: the root key, every namespace's key file, and
@@ -286,6 +311,7 @@ mod tests {
 
     use super::super::sample::*;
     use super::*;
+    use crate::model::{Answer, Ask, Released};
     use crate::store::RedbStore;
 
     async fn filled() -> Sample {
@@ -336,6 +362,23 @@ mod tests {
         assert_eq!(it.value(read("pay/x")).await, Ok((1, b"CANARY-one".to_vec())));
         assert_eq!(it.value(read("hr/y")).await, Ok((1, b"CANARY-two".to_vec())));
         assert_eq!(it.put(write("pay/x"), b"next").await, Ok(2));
+    }
+
+    #[tokio::test]
+    async fn one_backup_at_a_time_until_its_bytes_are_gone() {
+        let it = filled().await;
+        let first = it.ask(Ask::BackupData {}, b"").await.unwrap();
+        let (recipient, _) = generate_recipient().unwrap();
+        for second in [Ask::BackupData {}, Ask::BackupKeys { recipient }] {
+            let failure = it.ask(second, b"").await.unwrap_err();
+            assert_eq!(failure.code, Code::Unavailable);
+            assert!(failure.hint.is_some_and(|hint| hint.contains("another backup")));
+        }
+        assert_eq!(it.value(read("pay/x")).await, Ok((1, b"CANARY-one".to_vec())));
+        let Released { answer: Answer::File { .. }, body } = first else { panic!("no file") };
+        assert!(it.ask(Ask::BackupData {}, b"").await.is_err(), "the bytes are still here");
+        drop(body);
+        assert!(it.ask(Ask::BackupData {}, b"").await.is_ok());
     }
 
     #[tokio::test]

@@ -27,6 +27,8 @@ pub struct Vault {
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Secrets that were read lately.
     pub(super) recent: Recent,
+    /// One backup at a time, until its last byte is sent: each is as large as the store.
+    pub(super) backups: Arc<tokio::sync::Semaphore>,
     /// Sealed files of other rooms, which a backup of the keys takes along.
     pub(super) beside: Vec<PathBuf>,
 }
@@ -74,8 +76,8 @@ impl Vault {
             }
         }
         let (turn, beside) = (tokio::sync::Mutex::default(), Vec::new());
-        let recent = Recent::default();
-        Ok(Self { store, keyring, rows, root, turn, recent, beside })
+        let (recent, backups) = (Recent::default(), Arc::new(tokio::sync::Semaphore::new(1)));
+        Ok(Self { store, keyring, rows, root, turn, recent, backups, beside })
     }
 
     /// Names the sealed files of other rooms that a backup of the keys takes along.

@@ -4,19 +4,24 @@
 //! one to the digest of its ciphertext, and both wraps open. Of names only those leave that the
 //! caller may list.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+
 use super::base::{Act, Vault};
 use super::envelope::{self, Place};
 use super::error::{VaultError, changed};
 use super::look::still;
 use super::recent::Kept;
 use super::rows::{HeadRow, NameRow, SecretRow, Trust, head_key, heads_of, name_key, value_key};
-use crate::model::limits::{LIST_BYTES, LIST_PAGE, VERSIONS_MAX};
+use crate::model::limits::{LIST_BYTES, LIST_EXAMINED, LIST_PAGE, NAME_MAX, VERSIONS_MAX};
 use crate::model::{
     Answer, Ask, Failure, Released, SecretItem, SecretName, SecretPrefix, Target, VersionItem,
     VersionState,
 };
 use crate::store::Table;
 
+/// What a place in a list is sealed under.
+const PLACE: &str = "list-place";
 /// Names read from the store at once while listing.
 const SCAN: usize = 256;
 
@@ -112,18 +117,24 @@ impl Vault {
     }
 
     /// The names at and below a prefix that the caller may list, in order of their folded form, a
-    /// page at a time; `more` says that the page is not the last.
+    /// page at a time; `more` says that the page is not the last. Looks at no more than
+    /// [`LIST_EXAMINED`] names; `from` is the sealed place where such a search goes on.
     pub(super) async fn list(
         &self,
         act: &Act<'_>,
         prefix: &SecretPrefix,
         after: Option<&SecretName>,
+        from: Option<&str>,
     ) -> Result<Released, Failure> {
         if *act.target != Target::Itself {
             return Err(changed());
         }
         let mut page = Page::default();
-        let after = after.map(name_key);
+        let after = match from {
+            Some(text) => Some(self.open_place(prefix, text)?),
+            None => after.map(name_key),
+        };
+        let mut examined = 0usize;
         if let Ok(name) = SecretName::parse(prefix.as_str()) {
             let is_later = after.as_ref().is_none_or(|after| name_key(&name) > *after);
             if is_later
@@ -154,8 +165,30 @@ impl Vault {
             if is_last {
                 return Ok(page.answer(false));
             }
+            examined = examined.saturating_add(SCAN);
+            if let Some(place) = cursor.as_ref().filter(|_| examined >= LIST_EXAMINED) {
+                return Ok(page.answer_from(self.seal_place(prefix, place)));
+            }
             tokio::task::yield_now().await; // a long tree must not starve other requests
         }
+    }
+
+    /// A place within a prefix, for a client to bring back. All are equally long and none can be
+    /// read: the name there may be one that the caller may not list.
+    fn seal_place(&self, prefix: &SecretPrefix, key: &[u8]) -> String {
+        let mut plain = key.to_vec();
+        plain.resize(NAME_MAX.max(key.len()), 0); // no name holds a zero
+        let sealed = self.root.key_for(PLACE).seal(PLACE, prefix.as_str().as_bytes(), &plain);
+        BASE64.encode(sealed)
+    }
+
+    pub(super) fn open_place(&self, prefix: &SecretPrefix, text: &str) -> Result<Vec<u8>, Failure> {
+        let wrong = || Failure::invalid("`from` is no place in this list; begin it anew");
+        let sealed = BASE64.decode(text).map_err(|_| wrong())?;
+        let aad = prefix.as_str().as_bytes();
+        let plain = self.root.key_for(PLACE).open(PLACE, aad, &sealed).map_err(|_| wrong())?;
+        let length = plain.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        Ok(plain.get(..length).unwrap_or_default().to_vec())
     }
 
     /// The name that a row gives, not yet believed: [`Vault::item`] checks before it is shown. A
@@ -204,6 +237,10 @@ impl Page {
     }
 
     fn answer(self, more: bool) -> Released {
-        Released::head(Answer::Names { items: self.items, more })
+        Released::head(Answer::Names { items: self.items, more, next: None })
+    }
+
+    fn answer_from(self, next: String) -> Released {
+        Released::head(Answer::Names { items: self.items, more: true, next: Some(next) })
     }
 }

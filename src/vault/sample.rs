@@ -78,7 +78,7 @@ pub(super) fn label(text: &str, to: &str) -> Ask {
 }
 
 pub(super) fn list(prefix: &str, after: Option<&str>) -> Ask {
-    Ask::List { prefix: SecretPrefix::parse(prefix).unwrap(), after: after.map(name) }
+    Ask::List { prefix: SecretPrefix::parse(prefix).unwrap(), after: after.map(name), from: None }
 }
 
 impl Sample {

@@ -53,7 +53,9 @@ impl Vault {
     pub(super) async fn act(&self, act: &Act<'_>, body: SecretValue) -> Result<Released, Failure> {
         match act.ask {
             Ask::Read { have, .. } => self.read(act, *have).await,
-            Ask::List { prefix, after } => Box::pin(self.list(act, prefix, after.as_ref())).await,
+            Ask::List { prefix, after, from } => {
+                Box::pin(self.list(act, prefix, after.as_ref(), from.as_deref())).await
+            }
             Ask::Versions { .. } => Box::pin(self.versions(act)).await,
             Ask::Write { name, .. }
             | Ask::Activate { name, .. }
@@ -61,12 +63,15 @@ impl Vault {
             | Ask::Undelete { name, .. }
             | Ask::Label { name, .. } => Box::pin(self.change(act, name, &body)).await,
             Ask::BackupData {} => {
-                let body = Box::pin(self.backup_data()).await?;
+                let turn = self.backup_turn()?;
+                let body = Box::pin(self.backup_data()).await?.holding(turn);
                 let kind = "doorward data backup".to_owned();
                 Ok(Released { answer: Answer::File { kind }, body })
             }
             Ask::BackupKeys { recipient } => {
-                let body = Box::pin(self.backup_keys(recipient, self.sealed_beside()?)).await?;
+                let turn = self.backup_turn()?;
+                let keys = self.backup_keys(recipient, self.sealed_beside()?);
+                let body = Box::pin(keys).await?.holding(turn);
                 let kind = "doorward keys backup".to_owned();
                 Ok(Released { answer: Answer::File { kind }, body })
             }
@@ -85,7 +90,7 @@ mod tests {
     };
     use super::super::sample::*;
     use super::*;
-    use crate::model::limits::{LIST_PAGE, VALUE_MAX, VERSIONS_MAX};
+    use crate::model::limits::{LIST_EXAMINED, LIST_PAGE, REPLY_HEAD_MAX, VALUE_MAX, VERSIONS_MAX};
     use crate::model::{Answer, Code, Labels, Namespace, Reason};
     use crate::store::{RedbStore, Store, Table, Txn, Write};
 
@@ -422,7 +427,7 @@ mod tests {
         assert_eq!(target, Target::Itself);
         let act = Act { ask: &ask, target: &target, index: 1, now: now(), may_list: &may };
         match it.vault.act(&act, SecretValue::empty()).await.unwrap().answer {
-            Answer::Names { items, more } => {
+            Answer::Names { items, more, .. } => {
                 (items.into_iter().map(|item| item.name.to_string()).collect(), more)
             }
             other => panic!("{other:?}"),
@@ -487,6 +492,86 @@ mod tests {
         }
         let want: Vec<_> = (0..2 * LIST_PAGE + 5).map(|n| format!("many/s{n:05}")).collect();
         assert_eq!((all, pages), (want, 3));
+    }
+
+    #[tokio::test]
+    async fn a_search_among_names_of_others_ends_and_goes_on_without_naming_them() {
+        let it = Sample::in_memory().await;
+        let last = LIST_EXAMINED + 600;
+        let row = |n: usize| {
+            let name = name(&format!("many/s{n:05}"));
+            let key = name_key(&name);
+            let row = NameRow { name, uuid: uuid::Uuid::new_v4() };
+            let value = Some(it.vault.rows.seal(Table::Names, &key, &row).unwrap());
+            Write { table: Table::Names, key, value }
+        };
+        let writes: Vec<_> = (0..last).map(row).collect();
+        it.store.commit(Txn { writes, ..Txn::default() }).await.unwrap();
+        let mine = format!("many/s{last:05}");
+        it.put(write(&mine), b"v").await.unwrap();
+
+        let looked = std::sync::atomic::AtomicUsize::new(0);
+        let may = |name: &SecretName| {
+            looked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            name.as_str() == mine
+        };
+        let page = async |prefix: &str, from: Option<String>| {
+            let prefix = crate::model::SecretPrefix::parse(prefix).unwrap();
+            let (ask, target) = (Ask::List { prefix, after: None, from }, Target::Itself);
+            let act = Act { ask: &ask, target: &target, index: 1, now: now(), may_list: &may };
+            match it.vault.act(&act, SecretValue::empty()).await?.answer {
+                Answer::Names { items, more, next } => Ok((items, more, next)),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (items, more, next) = page("many", None).await.unwrap();
+        assert!(items.is_empty() && more);
+        let looks = looked.load(std::sync::atomic::Ordering::Relaxed);
+        assert!((LIST_EXAMINED..LIST_EXAMINED + 300).contains(&looks), "{looks} names");
+        let next = next.unwrap();
+        assert_eq!(next.len(), 803, "as long as every other");
+        let plain = crate::model::SecretPrefix::parse("many").unwrap();
+        assert!(it.vault.open_place(&plain, &next).unwrap().starts_with(b"many/s1"));
+        let (items, more, end) = page("many", Some(next.clone())).await.unwrap();
+        assert_eq!(items.len(), 1);
+        assert_eq!((items[0].name.as_str(), more, end), (mine.as_str(), false, None));
+        for (prefix, place) in [("other", next.as_str()), ("many", "AAAA"), ("many", "?")] {
+            let failure: Failure = page(prefix, Some(place.to_owned())).await.unwrap_err();
+            assert_eq!(failure.code, Code::Invalid);
+        }
+    }
+
+    #[tokio::test]
+    async fn no_page_of_names_or_versions_outgrows_a_frame() {
+        let it = Sample::in_memory().await;
+        it.put(write("pay/x"), b"v").await.unwrap();
+        let (sample, _) = secret_row(&it, "pay/x").await;
+        let pairs = (0..64).map(|n| (format!("{n:0>128}"), "\"".repeat(512)));
+        let labels = Labels::new(pairs).unwrap();
+        let mut writes = Vec::new();
+        for n in 0..20 {
+            let name = name(&format!("many/s{n:05}"));
+            let uuid = uuid::Uuid::new_v4();
+            let key = name_key(&name);
+            let row = NameRow { name: name.clone(), uuid };
+            let bytes = it.vault.rows.seal(Table::Names, &key, &row).unwrap();
+            writes.push(Write { table: Table::Names, key, value: Some(bytes) });
+            let row = SecretRow { name, uuid, labels: labels.clone(), ..sample.clone() };
+            let bytes = it.vault.rows.seal(Table::Secrets, uuid.as_bytes(), &row).unwrap();
+            let key = uuid.as_bytes().to_vec();
+            writes.push(Write { table: Table::Secrets, key, value: Some(bytes) });
+        }
+        it.store.commit(Txn { writes, ..Txn::default() }).await.unwrap();
+        let answer = it.ask(list("many", None), b"").await.unwrap().answer;
+        assert!(matches!(answer, Answer::Names { more: true, .. }));
+        assert!(serde_json::to_vec(&answer).unwrap().len() + 2048 < REPLY_HEAD_MAX);
+        let item = crate::model::VersionItem {
+            version: u64::MAX,
+            state: crate::model::VersionState::Available,
+            created: "2026-11-23T04:05:06Z".into(),
+        };
+        let answer = Answer::Versions { items: vec![item; VERSIONS_MAX] };
+        assert!(serde_json::to_vec(&answer).unwrap().len() + 2048 < REPLY_HEAD_MAX);
     }
 
     /// The rows of a secret with versions 1 and 2, and of another with version 1.

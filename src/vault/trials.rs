@@ -201,7 +201,7 @@ async fn in_vault(it: &mut Sample, step: &Step) -> Result<Given, Failure> {
         }
         Answer::Written { version, .. } => Given::Written(version),
         Answer::Done { .. } => Given::Done,
-        Answer::Names { items, more: false } => Given::Names(
+        Answer::Names { items, more: false, .. } => Given::Names(
             items.into_iter().map(|i| (i.name.to_string(), i.active, i.deleted)).collect(),
         ),
         other => panic!("{other:?}"),
