@@ -65,9 +65,9 @@ impl Administration {
             Ask::PolicyActivate {} => self.policies.activate(grant.under()?, body.expose()).await,
             Ask::PolicyRollback {} => self.policies.roll_back(grant.under()?).await,
             Ask::LogRead { from, limit, holding } => {
-                self.read_log(*from, *limit, holding.as_deref())
+                self.read_log(*from, *limit, holding.as_deref()).await
             }
-            Ask::Explain { request } => self.explain(*request),
+            Ask::Explain { request } => self.explain(*request).await,
             Ask::Status {} => self.status().await,
             other => {
                 Err(Failure::invalid(format!("`{}` is not an administrative act", other.action())))

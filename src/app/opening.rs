@@ -155,7 +155,7 @@ impl BrokerStart {
         let clock = Arc::new(GuardedClock::new(Arc::clone(&self.clock)));
         let (log, log_thread) = self.open_log(&root, &clock, &supervisor)?;
         let store: Arc<dyn Store> = Arc::new(RedbStore::open(&self.layout.store())?);
-        let size = log.head().size;
+        let size = log.size();
         if let Some(grant) = store.last_grant().await?.filter(|grant| *grant >= size) {
             return Err(StartError::StoreAhead { grant, size });
         }
@@ -244,7 +244,7 @@ fn read_private(path: &Path) -> Result<Vec<u8>, StartError> {
 
 /// The time of the newest record.
 fn last_time(log: &DecisionLog) -> Option<time::OffsetDateTime> {
-    let last = log.head().size.checked_sub(1)?;
+    let last = log.size().checked_sub(1)?;
     let (records, _) = log.read(last, 1, None).ok()?;
     let record: serde_json::Value = serde_json::from_str(&records.first()?.1).ok()?;
     let text = record.get("t")?.as_str()?;

@@ -34,7 +34,7 @@ pub async fn recall(
     authority: &Authority,
     from: Option<u64>,
 ) -> Result<(), StartError> {
-    let (mut recalled, mut next, size) = (Recalled::default(), from.unwrap_or(0), log.head().size);
+    let (mut recalled, mut next, size) = (Recalled::default(), from.unwrap_or(0), log.size());
     while next < size {
         let (records, after) = log.read(next, PAGE, None)?;
         for (index, text) in records {

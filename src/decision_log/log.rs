@@ -208,10 +208,16 @@ impl DecisionLog {
         self.0.shared.counts.add(caller, what);
     }
 
-    /// Size and root of what is durable.
+    /// Size and root of what is durable. Each record is hashed for this once, however often it is
+    /// asked.
     pub fn head(&self) -> Head {
         let (size, root) = self.0.shared.head();
         Head { size, root: Digest(root) }
+    }
+
+    /// Durable records.
+    pub fn size(&self) -> u64 {
+        self.0.shared.size()
     }
 
     /// The last signed checkpoint, and the size that it covers.

@@ -11,6 +11,7 @@ use super::begin::take_directory;
 use super::faulty::{Fault, Faults, Faulty};
 use super::frame::BLOCK;
 
+use super::merkle::{Frontier, leaf};
 use super::proof::check_consistency;
 use super::queue::{Found, Rank};
 use super::sink::Files;
@@ -179,6 +180,29 @@ fn check_kept(dir: &Path, promised: &Promised, what: &str) {
     let verified = verify_dir(dir, &vkey()).unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!((verified.size, verified.root), (head.size, head.root), "{what}");
     assert_eq!(verified.not_yet_signed, 0, "{what}");
+}
+
+#[test]
+fn the_head_is_right_whenever_it_is_asked_and_hashes_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::open(dir.path());
+    let mut edge = Frontier::default();
+    for round in 0..12u8 {
+        let records: Vec<Vec<u8>> = (0..100).map(|n| vec![b'a' + round, b'0' + n % 10]).collect();
+        assert!(bench.commit(&records).iter().all(Result::is_ok));
+        if round % 4 == 3 {
+            bench.publish(); // between two looks, past what was looked at
+        }
+        for record in &records {
+            edge.push(leaf(record), |_| Ok::<(), std::convert::Infallible>(())).unwrap();
+        }
+        if round % 3 != 1 {
+            let head = bench.log.head();
+            assert_eq!((head.size, head.root.0), (edge.size(), edge.root()), "round {round}");
+            assert_eq!(bench.log.head(), head);
+            assert_eq!(bench.log.size(), head.size);
+        }
+    }
 }
 
 #[test]

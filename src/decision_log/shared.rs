@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::counts::Counts;
-use super::merkle::{Frontier, leaf_with};
+use super::merkle::{Frontier, Hash, leaf_with};
 use super::queue::{Queue, Rank, RecordError};
 use super::sink::Sink;
 use super::stored::Stored;
@@ -72,6 +72,8 @@ pub(super) struct Shared {
     pub(super) origin: String,
     pub(super) reserve: u64,
     tail: Mutex<Tail>,
+    /// The edge and the root over everything durable, as last asked for.
+    whole: Mutex<(Frontier, Hash)>,
     changed: Condvar,
     places: Mutex<Places>,
     low: AtomicBool,
@@ -119,6 +121,7 @@ impl Shared {
             origin: parts.origin,
             reserve: parts.reserve,
             tail: Mutex::new(tail),
+            whole: Mutex::new((Frontier::default(), Frontier::default().root())),
             changed: Condvar::new(),
             places: Mutex::default(),
             low: AtomicBool::new(false),
@@ -144,15 +147,30 @@ impl Shared {
     }
 
     /// Size and root of everything durable.
-    pub(super) fn head(&self) -> (u64, [u8; 32]) {
+    pub(super) fn head(&self) -> (u64, Hash) {
         let (published, chunks) = self.view();
-        let mut edge = Frontier::clone(&published.edge);
-        let mut scratch = Vec::new();
-        for entry in chunks.iter().flat_map(|chunk| chunk.entries()).flatten() {
-            let leaf = leaf_with(&mut scratch, entry);
-            let Ok(()) = edge.push(leaf, |_| Ok::<(), std::convert::Infallible>(()));
+        let mut whole = self.whole.lock().unwrap_or_else(|e| e.into_inner());
+        let (edge, root) = &mut *whole;
+        let known = edge.size();
+        if known < published.edge.size() {
+            *edge = Frontier::clone(&published.edge);
         }
-        (edge.size(), edge.root())
+        let mut scratch = Vec::new();
+        for chunk in &chunks {
+            let behind = edge.size().saturating_sub(chunk.first);
+            if behind >= chunk.count {
+                continue; // what was counted before is not hashed again
+            }
+            let behind = usize::try_from(behind).unwrap_or(usize::MAX);
+            for entry in chunk.entries().flatten().skip(behind) {
+                let leaf = leaf_with(&mut scratch, entry);
+                let Ok(()) = edge.push(leaf, |_| Ok::<(), std::convert::Infallible>(()));
+            }
+        }
+        if edge.size() != known {
+            *root = edge.root();
+        }
+        (edge.size(), *root)
     }
 
     /// The committer has made a batch durable.
