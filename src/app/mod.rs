@@ -33,7 +33,7 @@ pub use demo::Demo;
 pub use dev::dev;
 pub use doctor::{Finding, Grade, examine};
 pub use enrol::{EnrolError, join, login};
-pub use files::{FileError, write_private};
+pub use files::{FileError, replace_private, write_private};
 pub use init::{InitError, Initialised, Wishes, init};
 pub use layout::Layout;
 pub use opening::{BrokerStart, StartError};

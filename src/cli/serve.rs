@@ -157,7 +157,7 @@ pub fn broker(options: BrokerOptions, output: &Output) -> Result<(), Fault> {
                 "broker": running.address.to_string(), "enrolment": running.enrolment.to_string(),
                 "management": running.management.to_string(),
             });
-            app::write_private(file, text.to_string().as_bytes()).map_err(|e| Fault::of(&e))?;
+            app::replace_private(file, text.to_string().as_bytes()).map_err(|e| Fault::of(&e))?;
         }
         app::notify_ready();
         running.run_until(stop).await.map_err(|(task, why)| {
