@@ -1,11 +1,15 @@
-//! Tasks: the one place that spawns. Each has a name; the end of one that should go on ends all.
+//! Tasks: the one place that spawns. Each has a name; the end of one that should go on ends all, and
+//! a panic is such an end.
 //!
 //! Stopping has two steps: `stop` is seen by every task, which finishes what it has begun; after the
 //! drain's deadline whatever still runs is cut off.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
+use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -49,7 +53,10 @@ impl Supervisor {
     ) {
         let (falls, stop) = (self.falls.0.clone(), self.stop.subscribe());
         self.spawn(async move {
-            let outcome = task.await.map_err(|error| error.to_string());
+            let outcome = match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(outcome) => outcome.map_err(|error| error.to_string()),
+                Err(panic) => Err(words(panic.as_ref())),
+            };
             if !*stop.borrow() || outcome.is_err() {
                 let why = outcome.err().unwrap_or_else(|| "it ended by itself".to_owned());
                 let _ = falls.try_send((name, why));
@@ -65,7 +72,10 @@ impl Supervisor {
     ) -> std::io::Result<std::thread::JoinHandle<()>> {
         let (falls, stop) = (self.falls.0.clone(), self.stop.subscribe());
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let outcome = work().map_err(|error| error.to_string());
+            let outcome = match std::panic::catch_unwind(AssertUnwindSafe(work)) {
+                Ok(outcome) => outcome.map_err(|error| error.to_string()),
+                Err(panic) => Err(words(panic.as_ref())),
+            };
             if !*stop.borrow() || outcome.is_err() {
                 let why = outcome.err().unwrap_or_else(|| "it ended by itself".to_owned());
                 let _ = falls.try_send((name, why));
@@ -82,10 +92,15 @@ impl Supervisor {
     /// For rooms that need tasks of their own (one a connection).
     pub fn spawner(&self) -> Spawn {
         let tasks = Arc::clone(&self.tasks);
-        Arc::new(move |_name, task: Pin<Box<dyn Future<Output = ()> + Send>>| {
+        Arc::new(move |name, task: Pin<Box<dyn Future<Output = ()> + Send>>| {
             let mut tasks = tasks.lock().unwrap_or_else(|broken| broken.into_inner());
             while tasks.try_join_next().is_some() {}
-            tasks.spawn(task);
+            tasks.spawn(async move {
+                // One connection's fault ends that connection, and is said.
+                if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+                    tracing::error!(task = name, why = words(panic.as_ref()), "a task fell");
+                }
+            });
         })
     }
 
@@ -113,5 +128,62 @@ impl Supervisor {
         if timeout(limits::DRAIN * 2, all).await.is_err() {
             tracing::warn!("some tasks did not end in time and were cut off");
         }
+    }
+}
+
+/// What a panic said.
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", text.unwrap_or("without a word"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    async fn fall(supervisor: &mut Supervisor) -> Fall {
+        timeout(limits::DRAIN, supervisor.fall()).await.expect("no fall was told")
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_fails_or_panics_is_a_fall() {
+        let mut supervisor = Supervisor::default();
+        supervisor.go_on("ends", async { Ok::<(), Infallible>(()) });
+        assert_eq!(fall(&mut supervisor).await, ("ends", "it ended by itself".to_owned()));
+        supervisor.go_on("fails", async { Err::<(), _>("no disk") });
+        assert_eq!(fall(&mut supervisor).await, ("fails", "no disk".to_owned()));
+        supervisor.go_on("panics", async { lost("a bug") });
+        assert_eq!(fall(&mut supervisor).await, ("panics", "it panicked: a bug".to_owned()));
+    }
+
+    fn lost(what: &str) -> Result<(), Infallible> {
+        panic!("{what}")
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_ends_fails_or_panics_is_a_fall() {
+        let mut supervisor = Supervisor::default();
+        supervisor.go_on_thread("ends", || Ok::<(), Infallible>(())).unwrap();
+        assert_eq!(fall(&mut supervisor).await.0, "ends");
+        supervisor.go_on_thread("fails", || Err::<(), _>("no disk")).unwrap();
+        assert_eq!(fall(&mut supervisor).await, ("fails", "no disk".to_owned()));
+        let thread = supervisor.go_on_thread("panics", || lost("a bug")).unwrap();
+        assert_eq!(fall(&mut supervisor).await, ("panics", "it panicked: a bug".to_owned()));
+        assert!(thread.join().is_ok(), "what was caught does not spread");
+    }
+
+    #[tokio::test]
+    async fn an_end_after_stop_is_none_and_neither_is_one_connections_panic() {
+        let mut supervisor = Supervisor::default();
+        (supervisor.spawner())("connection", Box::pin(async { drop(lost("one guest")) }));
+        let mut stop = supervisor.stopping();
+        supervisor.go_on("stops", async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+            Ok::<(), Infallible>(())
+        });
+        supervisor.drain().await;
+        assert!(supervisor.falls.1.try_recv().is_err());
     }
 }
