@@ -271,15 +271,19 @@ impl RunningBroker {
         let line = Arc::clone(&self.line);
         let mut stop = self.supervisor.stopping();
         self.supervisor.go_on("clock", async move {
+            // The machine's clocks as they are: the guarded one would hide a step back.
             let mut watch = Watch::new(clock.raw());
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(LOOK_EVERY) => {}
                     _ = stop.wait_for(|stop| *stop) => return Ok::<_, RecordError>(()),
                 }
-                let step = watch.look(clock.raw());
-                line.clock_agrees(step.is_none() && clock.behind() < limits::CLOCK_STEP);
-                if let Some(apart) = step {
+                let look = watch.look(clock.raw(), clock.behind());
+                if look.settled {
+                    clock.accept_step();
+                }
+                line.clock_agrees(look.agree);
+                if let Some(apart) = look.step {
                     tracing::error!(?apart, "the clocks went apart: all verdicts are unknown now");
                     line.parts().posture.forget_all();
                     let detail =
