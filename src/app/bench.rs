@@ -296,7 +296,7 @@ pub async fn echo(identity: &Path, answer: usize, ready: &Path) -> Result<(), St
     let supervisor = super::supervise::Supervisor::default();
     let spawner = supervisor.spawner();
     let ready = |address: SocketAddr| {
-        let _ = super::files::write_private(ready, address.to_string().as_bytes());
+        let _ = super::files::replace_private(ready, address.to_string().as_bytes());
     };
     let local = ([127, 0, 0, 1], 0).into();
     let pair = (own.chain.clone(), own.key.clone_key());

@@ -177,7 +177,12 @@ mod tests {
     #[tokio::test]
     async fn an_end_after_stop_is_none_and_neither_is_one_connections_panic() {
         let mut supervisor = Supervisor::default();
-        (supervisor.spawner())("connection", Box::pin(async { drop(lost("one guest")) }));
+        (supervisor.spawner())(
+            "connection",
+            Box::pin(async {
+                let _ = lost("one guest");
+            }),
+        );
         let mut stop = supervisor.stopping();
         supervisor.go_on("stops", async move {
             let _ = stop.wait_for(|stop| *stop).await;

@@ -340,7 +340,9 @@ impl Stream<'_> {
     async fn write(&self, send: &mut quinn::SendStream, reply: &Reply, body: SecretValue) {
         let mib = u32::try_from(body.len() >> 20).unwrap_or(u32::MAX);
         let limit = limits::WRITE_TIMEOUT + limits::WRITE_TIMEOUT_MIB.saturating_mul(mib);
-        match timeout(limit, send_reply(send, reply, body.expose())).await {
+        let sent = timeout(limit, send_reply(send, reply, body.expose())).await;
+        drop(body); // and with it what it held, before the client can know that it has all
+        match sent {
             Ok(Ok(())) => {
                 let _ = send.finish();
             }

@@ -104,12 +104,6 @@ impl FrameError {
     }
 }
 
-impl From<StrictError> for FrameError {
-    fn from(error: StrictError) -> Self {
-        Self::Head(error)
-    }
-}
-
 /// First frame of a stream, from the client: `{"client":"ref","ask":{…}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -168,7 +162,7 @@ pub fn decode_lengths(bytes: &[u8]) -> Result<Lengths, FrameError> {
 /// The rule that the head breaks.
 pub fn parse_opening(head: &[u8]) -> Result<Opening, FrameError> {
     check_head(head.len(), HEAD_MAX)?;
-    Ok(strict::from_request(head)?)
+    strict::from_request(head).map_err(FrameError::Head)
 }
 
 /// Parses the head of a reply.
@@ -177,7 +171,7 @@ pub fn parse_opening(head: &[u8]) -> Result<Opening, FrameError> {
 /// The rule that the head breaks.
 pub fn parse_reply(head: &[u8]) -> Result<Reply, FrameError> {
     check_head(head.len(), REPLY_HEAD_MAX)?;
-    Ok(strict::from_bytes(head)?)
+    strict::from_bytes(head).map_err(FrameError::Head)
 }
 
 /// The text of a nonce, for [`Reply::Nonce`].

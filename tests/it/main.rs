@@ -8,6 +8,7 @@ mod handshakes;
 mod journey;
 mod kill;
 mod line;
+mod lists;
 mod local_http;
 mod matrix;
 mod postgres;
