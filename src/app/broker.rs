@@ -12,10 +12,10 @@ use super::opening::{BrokerStart, Opened, StartError};
 use super::recall::recall;
 use super::supervise::{Fall, Supervisor};
 use crate::administration::{Administration, Policies};
-use crate::broker::{Connections, Line, LineParts, Listener, Metrics, Port, Rates};
+use crate::broker::{Connections, Line, LineParts, Listener, Metrics, Port, Rates, Ready};
 use crate::decision_log::{Note, RecordError};
 use crate::identity::Task;
-use crate::model::{Clock, limits};
+use crate::model::{Ask, Clock, limits};
 use crate::posture::Posture;
 use crate::store::Store;
 use crate::vault::Vault;
@@ -23,6 +23,9 @@ use crate::wire::{self, ServerIdentity, TlsError};
 
 /// How often the clocks, the store and the certificates of living connections are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often ended tokens are forgotten.
+const RETENTION: Duration = Duration::from_secs(3600);
 
 /// A broker that answers.
 pub struct RunningBroker {
@@ -49,6 +52,7 @@ impl BrokerStart {
         let (clock, store) = (Arc::clone(&opened.clock), Arc::clone(&opened.store));
         let running = self.open_ports(line, opened).await?;
         running.begin_chores(clock);
+        running.keep_house();
         running.watch_store(store);
         running.health.ready();
         Ok(running)
@@ -261,6 +265,25 @@ impl RunningBroker {
                 }
                 if store.has_failed() {
                     return Err("`store.redb` could not be written or read; a start recovers it");
+                }
+            }
+        });
+    }
+
+    /// Forgets what has ended, hourly: a task of the broker's own, recorded like all others.
+    fn keep_house(&self) {
+        let line = Arc::clone(&self.line);
+        let mut stop = self.supervisor.stopping();
+        self.supervisor.go_on("retention", async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(RETENTION) => {}
+                    _ = stop.wait_for(|stop| *stop) => return Ok::<_, std::convert::Infallible>(()),
+                }
+                let peer = Supervisor::broker_peer(Task::Retention);
+                let asked = line.answer(&peer, None, None, Ask::Renew {}, Ready(None)).await;
+                if let Err(refusal) = asked.1 {
+                    tracing::warn!(%refusal, "ended tokens were not forgotten");
                 }
             }
         });

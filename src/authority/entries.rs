@@ -305,7 +305,8 @@ mod tests {
             page_of(mirror.duties(&class, &device, after), 0)
         };
         let list = |after: Option<&EntryId>| room.authority.entry_list(after);
-        let pages: [&dyn Fn(Option<&EntryId>) -> Released; 2] = [&duties, &list];
+        type Paged<'a> = &'a dyn Fn(Option<&EntryId>) -> Released;
+        let pages: [Paged<'_>; 2] = [&duties, &list];
         for page in pages {
             let (mut seen, mut after) = (Vec::new(), None);
             loop {

@@ -202,7 +202,15 @@ pub fn login(text: &str, access: &Access, output: &Output) -> Result<(), Fault> 
 
 fn enrol_fault(error: app::EnrolError) -> Fault {
     match error {
-        app::EnrolError::Client(error) => error.into(),
+        app::EnrolError::Client(error) => {
+            let mut fault = Fault::from(error);
+            if fault.exit == 3 {
+                // The broker does not tell a stranger which of the three it is.
+                let hint = "the token is wrong, was used already or has ended; ask for a new one";
+                fault.hint = Some(hint.to_owned());
+            }
+            fault
+        }
         app::EnrolError::Kind { command, .. } => {
             Fault::of(&error).hint(format!("redeem it with `{command}`"))
         }

@@ -77,9 +77,9 @@ pub(super) fn of(line: &mut Line, ask: &Ask) {
         }),
         Ask::Write { .. } | Ask::Delete { .. } | Ask::Undelete { .. } => {}
         Ask::Read { .. } | Ask::List { .. } | Ask::Versions { .. } => {}
-        Ask::Whoami {} | Ask::Report { .. } | Ask::Renew {} | Ask::Duties {} => {}
-        Ask::DeviceList {} | Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => {}
-        Ask::EntryList {} | Ask::EntryDelete { .. } | Ask::Status {} | Ask::BackupData {} => {}
+        Ask::Whoami {} | Ask::Report { .. } | Ask::Renew {} | Ask::Duties { .. } => {}
+        Ask::DeviceList { .. } | Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => {}
+        Ask::EntryList { .. } | Ask::EntryDelete { .. } | Ask::Status {} | Ask::BackupData {} => {}
         Ask::PolicyRead {} | Ask::PolicyActivate {} | Ask::PolicyRollback {} => {}
     }
 }

@@ -167,8 +167,8 @@ async fn ask(client: &Client, ask: Ask) -> (RequestId, Released) {
 async fn active(client: &Client) -> HashMap<SecretName, u64> {
     let (mut found, mut after) = (HashMap::new(), None);
     loop {
-        let list = Ask::List { prefix: SecretPrefix::parse("load").unwrap(), after };
-        let Answer::Names { items, more } = ask(client, list).await.1.answer else {
+        let list = Ask::List { prefix: SecretPrefix::parse("load").unwrap(), after, from: None };
+        let Answer::Names { items, more, .. } = ask(client, list).await.1.answer else {
             panic!("not a list");
         };
         after = items.last().map(|item| item.name.clone());

@@ -89,7 +89,7 @@ impl House {
 }
 
 fn list() -> Ask {
-    Ask::List { prefix: SecretPrefix::parse("shop").unwrap(), after: None }
+    Ask::List { prefix: SecretPrefix::parse("shop").unwrap(), after: None, from: None }
 }
 
 fn refused(outcome: Result<impl Sized, ClientError>) -> Option<Reason> {

@@ -1,0 +1,194 @@
+//! One stream: a request's bytes in, an answer's bytes out. What was opened for it is wiped here,
+//! whether the client takes it or not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::time::timeout;
+
+use crate::broker::connections::Connection;
+use crate::broker::line::Line;
+use crate::broker::outcome::Body;
+use crate::identity::Peer;
+use crate::model::{Ask, Clock, Code, Failure, Reason, Refusal, RequestId, SecretValue, limits};
+use crate::posture::Challenge;
+use crate::wire::{self, CloseCode, FrameError, Opening, Reply};
+
+/// One request being served.
+pub(super) struct Stream<'a> {
+    pub(super) line: &'a Arc<Line>,
+    pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) connection: &'a quinn::Connection,
+    pub(super) peer: &'a Peer,
+    /// The connection's entry among the living ones.
+    pub(super) registered: &'a Connection,
+    /// Something was released on this connection.
+    pub(super) proven: &'a AtomicBool,
+}
+
+impl Stream<'_> {
+    /// Reads, asks the line, answers. Runs to its end whatever the client does.
+    pub(super) async fn serve(self, mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
+        let opening = match timeout(limits::HEAD_TIMEOUT, wire::read_opening(&mut recv)).await {
+            Ok(Ok(opening)) => Ok(opening),
+            Ok(Err(error)) => Err(error.code()),
+            Err(_) => Err((Code::Invalid, "the request's head did not arrive in time".to_owned())),
+        };
+        let (Opening { client, ask }, len) = match opening {
+            Ok(opening) => opening,
+            Err((code, hint)) => {
+                self.line.parts().metrics.frames_refused.inc();
+                let _ = recv.stop(CloseCode::Protocol.varint());
+                return self.refuse(&mut send, code, hint).await;
+            }
+        };
+        let _running = self.line.begin();
+        let challenge = match &ask {
+            Ask::Report { .. } => match Box::pin(self.challenge(&mut send)).await {
+                Some(challenge) => Some(challenge),
+                None => return,
+            },
+            _ => None,
+        };
+        let body = Incoming { recv, len, challenge };
+        let (request, outcome) =
+            self.line.answer(self.peer, Some(self.registered), client, ask, body).await;
+        let (reply, value) = match outcome {
+            Ok(released) => {
+                if !self.proven.swap(true, Ordering::Relaxed) {
+                    self.connection.set_max_concurrent_bi_streams(limits::STREAMS_PROVEN.into());
+                }
+                (Reply::Answer { request, answer: released.answer }, released.body)
+            }
+            Err(refusal) => (Reply::Refusal(refusal), SecretValue::empty()),
+        };
+        self.write(&mut send, &reply, value).await;
+    }
+
+    /// The nonce goes out; what comes back is bound to it and to this very connection.
+    async fn challenge(&self, send: &mut quinn::SendStream) -> Option<Challenge> {
+        let challenge = Challenge::new(self.clock.now(), |nonce| {
+            let mut exporter = [0; 32];
+            let label = wire::EXPORTER_LABEL;
+            match self.connection.export_keying_material(&mut exporter, label, nonce) {
+                Ok(()) => exporter,
+                // Random bytes that nobody knows: the evidence then simply does not fit.
+                Err(_) => {
+                    let _ = aws_lc_rs::rand::fill(&mut exporter);
+                    exporter
+                }
+            }
+        });
+        let reply = Reply::Nonce(wire::encode_nonce(challenge.nonce()));
+        let written = wire::write_reply(send, &reply, &[]);
+        timeout(limits::WRITE_TIMEOUT, written).await.ok()?.ok()?;
+        Some(challenge)
+    }
+
+    async fn refuse(&self, send: &mut quinn::SendStream, code: Code, hint: String) {
+        let request = RequestId::new(self.clock.now());
+        let reason = if code == Code::TooLarge { Reason::TooLarge } else { Reason::Invalid };
+        let refusal = Refusal { request, code, reason, hint: Some(hint) };
+        self.write(send, &Reply::Refusal(refusal), SecretValue::empty()).await;
+    }
+
+    async fn write(&self, send: &mut quinn::SendStream, reply: &Reply, body: SecretValue) {
+        let mib = u32::try_from(body.len() >> 20).unwrap_or(u32::MAX);
+        let limit = limits::WRITE_TIMEOUT + limits::WRITE_TIMEOUT_MIB.saturating_mul(mib);
+        let sent = timeout(limit, send_reply(send, reply, body.expose())).await;
+        drop(body); // and with it what it held, before the client can know that it has all
+        match sent {
+            Ok(Ok(())) => {
+                let _ = send.finish();
+            }
+            // The client went away or does not read: the answer is wiped, the stream is dropped.
+            Ok(Err(_)) | Err(_) => {
+                let _ = send.reset(CloseCode::Protocol.varint());
+            }
+        }
+    }
+}
+
+/// Writes a reply; in place of an answer over a limit, of which nothing was written, a refusal.
+async fn send_reply<W: tokio::io::AsyncWrite + Unpin>(
+    to: &mut W,
+    reply: &Reply,
+    body: &[u8],
+) -> Result<(), FrameError> {
+    let (request, fault) = match (wire::write_reply(to, reply, body).await, reply) {
+        (
+            Err(fault @ (FrameError::HeadTooLarge { .. } | FrameError::BodyTooLarge { .. })),
+            Reply::Answer { request, .. },
+        ) => (*request, fault),
+        (written, _) => return written,
+    };
+    tracing::error!(%request, %fault, "an answer was too large and was refused instead");
+    let hint = Some("the answer is too large to be sent; ask for less at once".to_owned());
+    let (code, reason) = (Code::TooLarge, Reason::TooLarge);
+    let refusal = Reply::Refusal(Refusal { request, code, reason, hint });
+    wire::write_reply(to, &refusal, &[]).await
+}
+
+/// A request's body, still on the wire.
+struct Incoming {
+    recv: quinn::RecvStream,
+    len: usize,
+    challenge: Option<Challenge>,
+}
+
+impl Body for Incoming {
+    async fn read(&mut self) -> Result<SecretValue, Failure> {
+        let read = async {
+            if self.challenge.is_some() {
+                wire::read_evidence(&mut self.recv).await
+            } else {
+                wire::read_body(&mut self.recv, self.len).await
+            }
+        };
+        match timeout(limits::BODY_TIMEOUT, read).await {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(error)) => Err(fault_of(&error)),
+            Err(_) => Err(Failure::invalid("the request's body did not arrive in time")),
+        }
+    }
+
+    fn challenge(&self) -> Option<&Challenge> {
+        self.challenge.as_ref()
+    }
+}
+
+fn fault_of(error: &FrameError) -> Failure {
+    let (code, hint) = error.code();
+    Failure { code, reason: error.reason(), hint: Some(hint) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Answer;
+
+    #[tokio::test]
+    async fn an_answer_over_a_limit_is_refused_in_words() {
+        let request = RequestId::parse("0198c0de-0000-7000-8000-000000000001").unwrap();
+        let answered = async |length: usize, body: usize| {
+            let answer = Answer::Report { value: "a".repeat(length).into() };
+            let (mut sent, body) = (Vec::new(), vec![0; body]);
+            let reply = Reply::Answer { request, answer };
+            send_reply(&mut sent, &reply, &body).await.unwrap();
+            let mut sent = sent.as_slice();
+            let (reply, _) = wire::read_reply(&mut sent).await.unwrap();
+            assert!(sent.is_empty(), "one reply and nothing before it");
+            reply
+        };
+        assert!(matches!(answered(10, 10).await, Reply::Answer { .. }));
+        for (length, body) in [(limits::REPLY_HEAD_MAX, 0), (10, limits::BODY_MAX + 1)] {
+            match answered(length, body).await {
+                Reply::Refusal(refusal) => {
+                    assert_eq!(refusal.request, request);
+                    assert_eq!((refusal.code, refusal.reason), (Code::TooLarge, Reason::TooLarge));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
