@@ -6,6 +6,7 @@
 
 mod answer;
 mod ask;
+mod client_ref;
 mod clock;
 mod device;
 mod diagnostic;
@@ -25,7 +26,8 @@ pub use answer::{
     Answer, Code, DeviceSummary, OperatorToken, Reason, Refusal, SecretItem, VersionItem,
     VersionState,
 };
-pub use ask::{Ask, ClientRef, ClientRefError, Kind};
+pub use ask::{Ask, Kind};
+pub use client_ref::{ClientRef, ClientRefError};
 pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis};
 pub use device::{DeviceClass, DeviceId, Digest, DigestError};
 pub use diagnostic::{Diagnostic, did_you_mean};
