@@ -200,6 +200,8 @@ enum State {
 struct Inbox {
     load: Load,
     sleeping: bool,
+    /// Records at which the writer wants to be woken out of its gap.
+    wanted: u32,
     state: State,
 }
 
@@ -227,7 +229,8 @@ pub(super) struct Queue {
 impl Queue {
     /// Takes at most `bytes_max` bytes at once.
     pub(super) fn new(bytes_max: usize) -> Self {
-        let inbox = Inbox { load: Load::new(), sleeping: false, state: State::Open };
+        let inbox =
+            Inbox { load: Load::new(), sleeping: false, wanted: u32::MAX, state: State::Open };
         Self { inbox: Mutex::new(inbox), filled: Condvar::new(), bytes_max }
     }
 
@@ -266,7 +269,7 @@ impl Queue {
         load.ordinary |= rank == Rank::Ordinary;
         load.requests.extend(request.map(|id| (id, slot)));
         let batch = Arc::clone(&load.batch);
-        let wake = mem::take(&mut inbox.sleeping);
+        let wake = mem::take(&mut inbox.sleeping) || inbox.load.count == inbox.wanted;
         drop(inbox);
         if wake {
             self.filled.notify_one();
@@ -274,17 +277,27 @@ impl Queue {
         Ok(Wait { batch, slot, polled_on: None })
     }
 
-    /// Swaps the waiting records for the empty `load`. Waits up to `tick` when there are none; when
-    /// many wait, lets `gap` pass first so that more of them share one sync.
-    pub(super) fn take(&self, load: &mut Load, gap: Duration, tick: Duration) -> Found {
+    /// Swaps the waiting records for the empty `load`. Waits up to `tick` when there are none. When
+    /// many wait, lets up to `gap` pass so that more of them share one sync, but not once as many
+    /// are there as are `expected`.
+    pub(super) fn take(
+        &self,
+        load: &mut Load,
+        expected: u32,
+        gap: Duration,
+        tick: Duration,
+    ) -> Found {
         let mut inbox = self.lock();
         if inbox.load.count == 0 && inbox.state == State::Open {
             inbox.sleeping = true;
             inbox = self.wait(inbox, tick);
             inbox.sleeping = false;
         }
-        if inbox.load.count >= LOG_GAP_ABOVE && inbox.state == State::Open && !gap.is_zero() {
+        let many = (LOG_GAP_ABOVE..expected).contains(&inbox.load.count);
+        if many && inbox.state == State::Open && !gap.is_zero() {
+            inbox.wanted = expected;
             inbox = self.wait(inbox, gap);
+            inbox.wanted = u32::MAX;
         }
         match (inbox.state, inbox.load.count) {
             (State::Broken, _) => Found::Broken,
@@ -302,6 +315,11 @@ impl Queue {
             Ok((inbox, _)) => inbox,
             Err(poisoned) => poisoned.into_inner().0,
         }
+    }
+
+    /// Records that wait now.
+    pub(super) fn waiting(&self) -> u32 {
+        self.lock().load.count
     }
 
     /// No more records; those that wait are still written.
@@ -363,7 +381,7 @@ mod tests {
             assert_eq!(poll(wait, &waker), Poll::Pending);
         }
         let mut load = queue.spare();
-        assert_eq!(queue.take(&mut load, Duration::ZERO, Duration::ZERO), Found::Records);
+        assert_eq!(queue.take(&mut load, 0, Duration::ZERO, Duration::ZERO), Found::Records);
         load.batch.conclude(Ok(10));
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert_eq!(poll(&mut waits[0], &waker), Poll::Ready(Ok(10)));
@@ -380,7 +398,7 @@ mod tests {
         let mut second = queue.submit(b"y", None, Rank::Ordinary).unwrap();
         assert!(poll(&mut first, &waker).is_pending() && poll(&mut second, &waker).is_pending());
         let mut load = queue.spare();
-        queue.take(&mut load, Duration::ZERO, Duration::ZERO);
+        queue.take(&mut load, 0, Duration::ZERO, Duration::ZERO);
         load.batch.conclude(Err(RecordError::Full));
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         drop(first);
@@ -412,8 +430,8 @@ mod tests {
         let _wait = queue.submit(b"x", None, Rank::Ordinary).unwrap();
         queue.close();
         let mut load = queue.spare();
-        assert_eq!(queue.take(&mut load, Duration::ZERO, Duration::ZERO), Found::Records);
+        assert_eq!(queue.take(&mut load, 0, Duration::ZERO, Duration::ZERO), Found::Records);
         load.reset();
-        assert_eq!(queue.take(&mut load, Duration::ZERO, Duration::ZERO), Found::End);
+        assert_eq!(queue.take(&mut load, 0, Duration::ZERO, Duration::ZERO), Found::End);
     }
 }

@@ -246,20 +246,24 @@ fn note_line(note: &Note, around: &Around<'_>, short: bool) -> Vec<u8> {
                 line.key("what").text(what);
             }
             Note::Unsealed { seal, store_revision } => {
-                if let Some((size, root)) = &around.head {
-                    line.key("head").object(|line| {
-                        line.key("root").hex(root);
-                        line.key("size").number(*size);
-                    });
-                }
-                line.key("kind").text("unsealed");
-                line.key("seal").text(&cut(seal));
-                line.key("store_revision").number(*store_revision);
+                unsealed(line, around, seal, *store_revision);
                 end(line);
             }
         }
     });
     line.into_bytes()
+}
+
+fn unsealed(line: &mut Line, around: &Around<'_>, seal: &str, store_revision: u64) {
+    if let Some((size, root)) = &around.head {
+        line.key("head").object(|line| {
+            line.key("root").hex(root);
+            line.key("size").number(*size);
+        });
+    }
+    line.key("kind").text("unsealed");
+    line.key("seal").text(&cut(seal));
+    line.key("store_revision").number(store_revision);
 }
 
 /// A free value, or its digest and length where it is too long for a record.

@@ -149,8 +149,9 @@ pub const LOG_QUEUE: usize = 4096;
 pub const RECORD_MAX: usize = 65_535;
 /// Bytes of records that one sync may cover: what a slow disk takes in well under a second.
 pub const LOG_BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// Records that must wait before the log's writer lets a gap pass between two syncs.
-pub const LOG_GAP_ABOVE: u32 = 16;
+/// Records that must wait before the log's writer lets a gap pass between two syncs: above sixteen
+/// lone connections, which a gap would only slow down.
+pub const LOG_GAP_ABOVE: u32 = 32;
 /// That gap at most: fewer syncs, more records in each.
 pub const LOG_GAP: Duration = Duration::from_millis(1);
 /// A checkpoint follows the first record after the last one by this.

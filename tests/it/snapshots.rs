@@ -340,7 +340,7 @@ fn enrolment(book: &mut Book) {
     book.fails("wrong_token", &told, 1, false);
     let used = std::fs::read_to_string(book.stage.dir().join("operator.token")).unwrap();
     let told = book.tell_with("token_reused", &login, Some(&used));
-    book.fails("token_reused", &told, 1, true);
+    book.fails("token_reused", &told, 3, true);
     let made = book.stage.operator_must(&["token", "create"], None).unwrap().json();
     let told = book.tell_with("token_of_a_device", &login, made["token"].as_str());
     book.fails("token_of_a_device", &told, 1, false);
