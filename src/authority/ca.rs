@@ -3,7 +3,7 @@
 //! The key lives inside the cryptographic library from the moment it is opened; its PKCS#8 form is
 //! in wiped memory only, and never in a library's plain vector. It signs nothing but what
 //! [`super::issue`] builds, nothing outside the root's own life, and nothing while the clock is not
-//! trusted (hostile tests ISS-7, ISS-9).
+//! trusted.
 
 use std::sync::{Mutex, PoisonError};
 

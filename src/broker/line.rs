@@ -218,6 +218,10 @@ impl Line {
             Box::pin(self.note_failure(id, index, &failure)).await;
             return Climb::Ended(Err(refusal_of(id, failure)));
         }
+        // Before anything is opened: a profile that drops from now on closes this connection.
+        if let Some(connection) = connection {
+            connection.rely_on(verdict.held_names());
+        }
         let value = read.take().unwrap_or_else(SecretValue::empty);
         let outcome = self.carry_out(ruling, value, body.challenge()).await;
         if outcome.is_ok() && releases(ask) {
@@ -231,9 +235,6 @@ impl Line {
         }
         if let Err(failure) = &outcome {
             Box::pin(self.note_failure(id, index, failure)).await;
-        }
-        if let (Ok(_), Some(connection)) = (&outcome, connection) {
-            connection.rely_on(verdict.held_names());
         }
         Climb::Ended(outcome.map_err(|failure| refusal_of(id, failure)))
     }

@@ -1,7 +1,7 @@
 //! What a peer asks for: one closed set, the same for every transport and face.
 //!
 //! An `Ask` names no one to act for: who asks is known from the connection only. `report`, `renew`,
-//! `whoami` and the like take their object from the caller (DESIGN: nobody is locked out).
+//! `whoami` and the like take their object from the caller (nobody is locked out of them).
 
 use serde::{Deserialize, Serialize};
 

@@ -70,7 +70,7 @@ pub const HEAD_MAX: usize = 16 * 1024;
 pub const REPLY_HEAD_MAX: usize = 1024 * 1024;
 /// The raw body of one frame, in bytes: a policy bundle is the largest.
 pub const BODY_MAX: usize = 4 * 1024 * 1024;
-/// The evidence of one report, in bytes (posture facts §7.2).
+/// The evidence of one report, in bytes: some forty facts are three thousand.
 pub const EVIDENCE_MAX: usize = 64 * 1024;
 /// A client's own reference for a request, in bytes; it is recorded, never trusted.
 pub const CLIENT_REF_MAX: usize = 64;
@@ -140,7 +140,8 @@ pub const APPLICANTS_PER_SOURCE: usize = 32;
 pub const APPLICANT_LINGER: Duration = Duration::from_secs(3);
 /// Handshakes of one network that may be under way.
 pub const HALF_OPEN_PER_SOURCE: usize = 64;
-/// Callers whose rates are remembered at once; beyond it the oldest is forgotten.
+/// Callers whose rates are remembered at once; beyond it whoever owes nothing is forgotten, and if
+/// all owe, nobody new gets in.
 pub const CALLERS_WATCHED: usize = 64 * 1024;
 
 /// Decisions that may wait for the log's writer: 512 connections × 4, with room.
@@ -211,7 +212,7 @@ pub const CA_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Life of a token for an operator: long enough for another time zone.
 pub const OPERATOR_TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Wall and boot clock may drift apart by this since the authority last trusted them; beyond it
-/// nothing is signed (hostile tests, ISS-7).
+/// nothing is signed.
 pub const ISSUE_CLOCK_STEP: Duration = Duration::from_secs(5 * 60);
 /// When a device was last seen is kept to the hour: renewals must not become one write each.
 pub const LAST_SEEN_STEP: Duration = Duration::from_secs(60 * 60);
@@ -252,7 +253,7 @@ pub const FACTS_MAX: usize = 128;
 pub const FACT_TEXT_MAX: usize = 512;
 /// Objects within objects in evidence; honest evidence has four levels.
 pub const EVIDENCE_DEPTH: usize = 8;
-/// A challenge that was not answered by then is void (posture facts §7.3).
+/// A challenge that was not answered by then is void.
 pub const CHALLENGE_TTL: Duration = Duration::from_secs(30);
 /// Life of an agent's session key; it costs one signature of the device key to make a new one.
 pub const SESSION_KEY_LIFE: Duration = Duration::from_secs(60 * 60);

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::problem::Problem;
 use crate::model::{Code, RequestId, SecretName, SecretValue};
 
-/// Names of one batch (DESIGN §2).
+/// Names of one batch.
 pub(super) const NAMES_MAX: usize = 128;
 /// The request's body, in bytes: 128 names of 512 bytes, with room.
 pub(super) const BODY_MAX: usize = 96 * 1024;
