@@ -8,7 +8,7 @@
 //! because no function here takes a nonce, nor a one-time key to seal with.
 //!
 //! Form: `format:1 ‖ random:32 ‖ commitment:32 ‖ ciphertext ‖ tag:16`. What is sealed is bound to
-//! its place by the caller's associated data, a [`tuple`].
+//! its place by the caller's associated data, a [`tuple()`].
 //!
 //! Failing randomness ends the process: there is no safe way on.
 

@@ -2,7 +2,7 @@
 //!
 //! Everything that crosses the network has one form, written down in docs/WIRE.md and held by the
 //! vectors in tests/vectors/wire. What comes in is bounded before it is allocated; what carried a
-//! secret is wiped. Configurations of TLS and QUIC are made in [`tls`] and nowhere else, because a
+//! secret is wiped. Configurations of TLS and QUIC are made in `wire/tls.rs` and nowhere else, because a
 //! single careless default (tickets, 0-RTT) would let an ended identity in.
 
 mod bare;
