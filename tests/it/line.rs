@@ -636,7 +636,7 @@ impl Small {
             return Some(Self(dir.to_owned()));
         }
         assert!(!nix::unistd::geteuid().is_root() || std::env::var_os("CI").is_none());
-        eprintln!("SKIPPED: needs the right to mount a small disk");
+        super::scene::missing("the right to mount a small disk");
         None
     }
 }
