@@ -281,7 +281,8 @@ impl RunningBroker {
                     _ = stop.wait_for(|stop| *stop) => return Ok::<_, std::convert::Infallible>(()),
                 }
                 let peer = Supervisor::broker_peer(Task::Retention);
-                let asked = line.answer(&peer, None, None, Ask::Renew {}, Ready(None)).await;
+                let asked =
+                    line.answer(&peer, None, None, Ask::Renew {}.into(), &mut Ready(None)).await;
                 if let Err(refusal) = asked.1 {
                     tracing::warn!(%refusal, "ended tokens were not forgotten");
                 }

@@ -148,6 +148,7 @@ impl Authority {
         let mirror = self.mirror();
         let record = mirror.entry(id).filter(|it| it.entry.draft.spiffe_id == *spiffe_id);
         Ok(match record {
+            Some(record) if record.suspended && matches!(ask, Ask::Issue { .. }) => Target::Revoked,
             Some(record) => Target::Entry { id: *id, epoch: record.entry.epoch },
             None => Target::Absent,
         })

@@ -10,20 +10,29 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::connections::Connection;
 use super::metrics::Metrics;
 use super::outcome::{
-    Body, Climb, Running, Same, index_of, is_repeatable, refusal_of, refuse, releases,
+    Body, Climb, Running, Same, index_of, is_repeatable, refusal_of, refuse, releases, unrecorded,
 };
-use super::rates::{Rates, Source};
+use super::rates::Rates;
 use crate::administration::Administration;
 use crate::authority::{Authority, OwnIdentity};
-use crate::decision_log::{DecisionLog, Note, Ruling};
+use crate::decision_log::{DecisionLog, Note, RecordError, Ruling};
 use crate::identity::{Caller, CallerKind, Identity, Peer};
 use crate::model::{
     Action, Answer, Ask, ClientRef, Clock, Code, Failure, Kind, Moment, Object, Reason, Refusal,
     Released, RequestId, SecretValue, Target, fit_page,
 };
 use crate::policy::{Bundle, Generations, Policy};
-use crate::posture::{Challenge, Demand, Posture};
+use crate::posture::{Challenge, Demand, Posture, Verdict};
 use crate::vault::Vault;
+
+/// One request, as it came.
+struct Asked<'a> {
+    id: RequestId,
+    peer: &'a Peer,
+    connection: Option<&'a Connection>,
+    client: Option<ClientRef>,
+    ask: Arc<Ask>,
+}
 
 /// The parts that the line joins.
 #[derive(Debug)]
@@ -103,20 +112,17 @@ impl Line {
         peer: &Peer,
         connection: Option<&Connection>,
         client: Option<ClientRef>,
-        ask: Ask,
-        mut body: impl Body,
+        ask: Arc<Ask>,
+        body: &mut impl Body,
     ) -> (RequestId, Result<Released, Refusal>) {
         let started = self.parts.clock.now();
         let id = RequestId::new(started);
-        let ask = Arc::new(ask);
-        let mut read = None;
-        let mut outcome = Climb::Again;
-        for _ in 0..2 {
-            outcome =
-                self.climb(id, peer, connection, client.clone(), &ask, &mut body, &mut read).await;
-            if matches!(outcome, Climb::Ended(_)) {
-                break;
-            }
+        let asked = Asked { id, peer, connection, client, ask };
+        let (ask, mut read) = (&asked.ask, None);
+        let mut outcome = self.climb(&asked, started, body, &mut read).await;
+        if matches!(outcome, Climb::Again) {
+            let again = self.climb(&asked, self.parts.clock.now(), body, &mut read);
+            outcome = Box::pin(again).await;
         }
         let outcome = match outcome {
             Climb::Ended(outcome) => outcome,
@@ -152,50 +158,31 @@ impl Line {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     async fn climb<B: Body>(
         &self,
-        id: RequestId,
-        peer: &Peer,
-        connection: Option<&Connection>,
-        client: Option<ClientRef>,
-        ask: &Arc<Ask>,
+        asked: &Asked<'_>,
+        now: Moment,
         body: &mut B,
         read: &mut Option<SecretValue>,
     ) -> Climb {
+        let Asked { id, connection, ref ask, .. } = *asked;
         let parts = &self.parts;
-        let now = parts.clock.now();
-        let caller = Arc::new(parts.identity.recognise(peer, now));
-        let source = connection.and_then(Connection::source);
-        if let Some(refusal) = self.over_rate(id, &caller, source, ask, now) {
+        let caller = Arc::new(parts.identity.recognise(asked.peer, now));
+        if let Some(refusal) = self.over_rate(asked, &caller, now) {
             return Climb::Ended(Err(refusal));
         }
-        let target = match self.locate(ask, &caller).await {
-            Ok(target) => target,
-            Err(failure) => {
-                parts.log.count(caller.id().as_str(), "the store did not answer");
-                return Climb::Ended(Err(refusal_of(id, failure)));
-            }
-        };
+        let target = self.locate(ask, &caller).await;
         let bundle = parts.policy.current();
         let demand = bundle.demand(&caller, ask);
         let verdict = parts.posture.assess(caller.device(), &demand, now).await;
-        let decision =
-            bundle.decide(id, caller.clone(), verdict.clone(), ask.clone(), client, target, now);
-        if !decision.allowed() && !parts.rates.denial(&caller, source, now) {
-            parts.log.count(caller.id().as_str(), "denied over the rate");
-            return Climb::Ended(Err(refuse(id, Code::Limited, Reason::Limited)));
-        }
-        let made_under = decision.generations();
-        let ruling = match parts.log.record(decision).await {
-            Ok(ruling) => ruling,
-            Err(error) => {
-                tracing::warn!(request = %id, %error, "refused: the decision could not be recorded");
-                return Climb::Ended(Err(refuse(id, Code::Unavailable, Reason::LogUnavailable)));
-            }
+        let (made_under, ruling) = match self.decide(asked, &caller, &bundle, &verdict, target, now)
+        {
+            Ok((made_under, recording)) => (made_under, recording.await),
+            Err(refusal) => return Climb::Ended(Err(refusal)),
         };
-        let index = match index_of(&ruling) {
-            Ok(index) => index,
+        let ruled = ruling.map_err(|error| unrecorded(id, &error));
+        let (index, ruling) = match ruled.and_then(|ruling| Ok((index_of(&ruling)?, ruling))) {
+            Ok(ruled) => ruled,
             Err(refusal) => return Climb::Ended(Err(refusal)),
         };
         // The body comes first: a client that withholds it must not carry out tomorrow what was
@@ -203,40 +190,55 @@ impl Line {
         if read.is_none() {
             match body.read().await {
                 Ok(value) => *read = Some(value),
-                Err(failure) => {
-                    Box::pin(self.note_failure(id, index, &failure)).await;
-                    return Climb::Ended(Err(refusal_of(id, failure)));
-                }
+                Err(failure) => return Box::pin(self.failed(id, index, failure)).await,
             }
         }
-        let still = |line: &Self| line.still(&caller, &bundle, &demand, made_under);
-        match still(self) {
-            Same::All => {}
-            change => return Box::pin(self.not_released(id, index, change, true)).await,
+        let still = || self.still(&caller, &bundle, &demand, made_under);
+        // What only looks is compared once, before its answer leaves.
+        if !is_repeatable(ask) && still() != Same::All {
+            return Box::pin(self.not_released(id, index, still(), true)).await;
         }
         if let Err(failure) = self.may_begin(ask, &caller) {
-            Box::pin(self.note_failure(id, index, &failure)).await;
-            return Climb::Ended(Err(refusal_of(id, failure)));
+            return Box::pin(self.failed(id, index, failure)).await;
         }
         // Before anything is opened: a profile that drops from now on closes this connection.
         if let Some(connection) = connection {
             connection.rely_on(verdict.held_names());
         }
         let value = read.take().unwrap_or_else(SecretValue::empty);
-        let outcome = self.carry_out(ruling, value, body.challenge()).await;
-        if outcome.is_ok() && releases(ask) {
-            match still(self) {
-                Same::All => {}
-                change => {
-                    return Box::pin(self.not_released(id, index, change, is_repeatable(ask)))
-                        .await;
+        match self.carry_out(ruling, value, body.challenge()).await {
+            Ok(released) => match releases(ask).then(still) {
+                None | Some(Same::All) => Climb::Ended(Ok(released)),
+                Some(change) => {
+                    drop(released);
+                    Box::pin(self.not_released(id, index, change, is_repeatable(ask))).await
                 }
-            }
+            },
+            Err(failure) => Box::pin(self.failed(id, index, failure)).await,
         }
-        if let Err(failure) = &outcome {
-            Box::pin(self.note_failure(id, index, failure)).await;
+    }
+
+    /// Decides and hands the decision to the log; what comes back is waited for. Denials over the
+    /// rate are only counted.
+    fn decide(
+        &self,
+        asked: &Asked<'_>,
+        caller: &Arc<Caller>,
+        bundle: &Arc<Bundle>,
+        verdict: &Verdict,
+        target: Target,
+        now: Moment,
+    ) -> Result<(Generations, impl Future<Output = Result<Ruling, RecordError>> + use<>), Refusal>
+    {
+        let (parts, id, client) = (&self.parts, asked.id, asked.client.clone());
+        let (caller, ask) = (Arc::clone(caller), Arc::clone(&asked.ask));
+        let decision = bundle.decide(id, caller, verdict.clone(), ask, client, target, now);
+        let source = asked.connection.and_then(Connection::source);
+        if !decision.allowed() && !parts.rates.denial(decision.caller(), source, now) {
+            parts.log.count(decision.caller().id().as_str(), "denied over the rate");
+            return Err(refuse(id, Code::Limited, Reason::Limited));
         }
-        Climb::Ended(outcome.map_err(|failure| refusal_of(id, failure)))
+        Ok((decision.generations(), parts.log.record(decision)))
     }
 
     /// What stands against beginning, beside the decision.
@@ -261,40 +263,38 @@ impl Line {
         }
     }
 
-    fn over_rate(
-        &self,
-        id: RequestId,
-        caller: &Caller,
-        source: Option<Source>,
-        ask: &Ask,
-        now: Moment,
-    ) -> Option<Refusal> {
+    fn over_rate(&self, asked: &Asked<'_>, caller: &Caller, now: Moment) -> Option<Refusal> {
         if matches!(caller.kind(), CallerKind::Broker(_)) {
             return None;
         }
         if self.draining.load(Ordering::Relaxed) {
-            return Some(refuse(id, Code::Unavailable, Reason::Draining));
+            return Some(refuse(asked.id, Code::Unavailable, Reason::Draining));
         }
-        if self.parts.rates.request(caller, source, ask, now) {
+        let source = asked.connection.and_then(Connection::source);
+        if self.parts.rates.request(caller, source, &asked.ask, now) {
             return None;
         }
         self.parts.log.count(caller.id().as_str(), "over the rate");
-        Some(refuse(id, Code::Limited, Reason::Limited))
+        Some(refuse(asked.id, Code::Limited, Reason::Limited))
     }
 
-    /// What the object's name points at; no key is used.
-    async fn locate(&self, ask: &Ask, caller: &Caller) -> Result<Target, Failure> {
+    /// What the object's name points at; no key is used. A store that fails is a value too.
+    async fn locate(&self, ask: &Ask, caller: &Caller) -> Target {
         if let Ask::Report { facts } = ask {
             let unchanged =
                 caller.device().is_some_and(|device| self.parts.posture.knows(device, facts));
-            return Ok(Target::Evidence { unchanged });
+            return Target::Evidence { unchanged };
         }
+        let failed = |error: &dyn std::error::Error| {
+            tracing::error!(%error, "the store did not say what is asked for: denied");
+            Target::Unknown
+        };
         match ask.kind() {
-            Kind::Secret => self.parts.vault.locate(ask).await.map_err(|_| Failure::store()),
+            Kind::Secret => self.parts.vault.locate(ask).await.unwrap_or_else(|e| failed(&e)),
             Kind::Authority => Box::pin(self.parts.authority.locate(ask, caller))
                 .await
-                .map_err(|_| Failure::store()),
-            Kind::Administration => Ok(Target::Itself),
+                .unwrap_or_else(|e| failed(&e)),
+            Kind::Administration => Target::Itself,
         }
     }
 
@@ -387,6 +387,12 @@ impl Line {
             return Climb::Again;
         }
         Climb::Ended(Err(refuse(id, Code::Unavailable, Reason::Changed)))
+    }
+
+    /// Records that nothing came of it, and refuses.
+    async fn failed(&self, id: RequestId, index: Option<u64>, failure: Failure) -> Climb {
+        self.note_failure(id, index, &failure).await;
+        Climb::Ended(Err(refusal_of(id, failure)))
     }
 
     pub(super) async fn note_failure(&self, id: RequestId, index: Option<u64>, failure: &Failure) {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::decision_log::Ruling;
+use crate::decision_log::{RecordError, Ruling};
 use crate::model::{Ask, Code, Failure, Reason, Refusal, Released, RequestId, SecretValue};
 use crate::posture::Challenge;
 
@@ -95,6 +95,12 @@ pub fn index_of(ruling: &Ruling) -> Result<Option<u64>, Refusal> {
         Ruling::Authority(grant) => Ok(grant.recorded()),
         Ruling::Administration(grant) => Ok(grant.recorded()),
     }
+}
+
+/// The refusal where the log did not take the decision.
+pub fn unrecorded(request: RequestId, error: &RecordError) -> Refusal {
+    tracing::warn!(%request, %error, "refused: the decision could not be recorded");
+    refuse(request, Code::Unavailable, Reason::LogUnavailable)
 }
 
 /// A refusal without a hint.

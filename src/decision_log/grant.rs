@@ -7,7 +7,7 @@ use crate::identity::Caller;
 use crate::model::{
     Ask, Code, Failure, Kind, Moment, Reason, Refusal, RequestId, SecretName, Target,
 };
-use crate::policy::{Decision, Lister};
+use crate::policy::Decision;
 
 /// Marks a grant for the vault.
 #[derive(Debug)]
@@ -64,21 +64,16 @@ pub enum Administration {}
 #[derive(Debug)]
 #[must_use = "a grant that is dropped was recorded as allowed and never carried out"]
 pub struct Grant<K> {
-    id: RequestId,
+    decision: Box<Decision>,
     /// None: counted, not recorded one by one.
     index: Option<u64>,
-    caller: Arc<Caller>,
-    ask: Arc<Ask>,
-    target: Target,
-    now: Moment,
-    lister: Lister,
     kind: PhantomData<K>,
 }
 
 impl<K> Grant<K> {
     /// The request that it was granted to.
     pub fn id(&self) -> RequestId {
-        self.id
+        self.decision.id()
     }
 
     /// Index of the record that this grant stands on; none where it was counted in a summary.
@@ -96,41 +91,32 @@ impl<K> Grant<K> {
 
     /// Who asked.
     pub fn caller(&self) -> &Arc<Caller> {
-        &self.caller
+        self.decision.caller()
     }
 
     /// For what.
     pub fn ask(&self) -> &Arc<Ask> {
-        &self.ask
+        self.decision.ask()
     }
 
     /// What its object was at the moment of deciding: this and nothing else is granted.
     pub fn target(&self) -> &Target {
-        &self.target
+        self.decision.target()
     }
 
     /// The moment of deciding.
     pub fn now(&self) -> Moment {
-        self.now
+        self.decision.now()
     }
 
     /// Whether one name of a listing may be shown, under the same bundle, caller, verdict and
     /// moment.
     pub fn may_list(&self, name: &SecretName) -> bool {
-        self.lister.may_list(name)
+        self.decision.may_list(name)
     }
 
-    fn on(decision: &Decision, index: Option<u64>) -> Self {
-        Self {
-            id: decision.id(),
-            index,
-            caller: Arc::clone(decision.caller()),
-            ask: Arc::clone(decision.ask()),
-            target: decision.target().clone(),
-            now: decision.now(),
-            lister: decision.lister(),
-            kind: PhantomData,
-        }
+    fn on(decision: Box<Decision>, index: Option<u64>) -> Self {
+        Self { decision, index, kind: PhantomData }
     }
 }
 
@@ -150,10 +136,11 @@ pub enum Ruling {
 
 impl Ruling {
     /// The ruling on a decision whose record stands, durable, at `index`; without one it was counted.
-    pub(super) fn on(decision: &Decision, index: Option<u64>) -> Self {
+    pub(super) fn on(decision: Box<Decision>, index: Option<u64>) -> Self {
         if !decision.allowed() {
             let (request, code) = (decision.id(), decision.code());
-            return Self::Refused(Refusal { request, code, reason: shown(decision), hint: None });
+            let reason = decision.shown_reason();
+            return Self::Refused(Refusal { request, code, reason, hint: None });
         }
         match decision.ask().kind() {
             Kind::Administration => Self::Administration(Grant::on(decision, index)),
@@ -161,9 +148,4 @@ impl Ruling {
             Kind::Secret => Self::Secret(Grant::on(decision, index)),
         }
     }
-}
-
-/// The reason that the client may know.
-fn shown(decision: &Decision) -> Reason {
-    decision.shown_reason()
 }

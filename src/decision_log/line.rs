@@ -75,7 +75,16 @@ impl Line {
 
     /// A number.
     pub(super) fn number(&mut self, number: u64) {
-        let _ = write!(Escaped(self), "{number}");
+        let mut digits = [0; 20];
+        let (mut rest, mut first) = (number, digits.len());
+        for (at, digit) in digits.iter_mut().enumerate().rev() {
+            *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+            (rest, first) = (rest / 10, at);
+            if rest == 0 {
+                break;
+            }
+        }
+        self.bytes.extend_from_slice(digits.get(first..).unwrap_or_default());
     }
 
     /// true or false.
@@ -86,11 +95,9 @@ impl Line {
     /// Bytes as lower-case hexadecimal digits.
     pub(super) fn hex(&mut self, bytes: &[u8]) {
         self.bytes.push(b'"');
-        for byte in bytes {
-            for nibble in [byte >> 4, byte & 15] {
-                self.bytes.extend(HEX.get(usize::from(nibble)));
-            }
-        }
+        self.bytes.reserve(2 * bytes.len() + 1);
+        let digit = |nibble: u8| HEX[usize::from(nibble & 15)]; // 0 to 15 of 16
+        self.bytes.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]));
         self.bytes.push(b'"');
     }
 
@@ -152,6 +159,9 @@ impl Line {
     }
 
     fn escaped(&mut self, text: &str) {
+        if text.bytes().all(|byte| is_plain(char::from(byte))) {
+            return self.bytes.extend_from_slice(text.as_bytes()); // nearly always
+        }
         let mut rest = text;
         while let Some(at) = rest.find(|c: char| !is_plain(c)) {
             let (plain, odd) = rest.split_at(at);

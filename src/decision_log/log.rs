@@ -16,7 +16,7 @@ use super::note::Note;
 use super::proof::{self, ProofError, check_consistency, check_inclusion};
 use super::publish::Publisher;
 use super::query;
-use super::queue::{Rank, RecordError};
+use super::queue::{Rank, RecordError, Wait};
 use super::record::{self, Around};
 use super::recover::{Base, OpenLogError, Replay, base, replay};
 use super::shared::{Parts, Shared};
@@ -145,7 +145,24 @@ impl DecisionLog {
     ///
     /// # Errors
     /// Nothing was ruled: the request must be refused.
-    pub async fn record(&self, decision: Decision) -> Result<Ruling, RecordError> {
+    pub fn record(
+        &self,
+        decision: Decision,
+    ) -> impl Future<Output = Result<Ruling, RecordError>> + Send + use<> {
+        let wait = self.hand_over(&decision);
+        // One place on the heap, from here to the grant that is made of it.
+        let decision = Box::new(decision);
+        async move {
+            let index = match wait? {
+                Some(wait) => Some(wait.await?),
+                None => None,
+            };
+            Ok(Ruling::on(decision, index))
+        }
+    }
+
+    /// Hands a decision to the writer; nothing to wait for where it is only counted.
+    fn hand_over(&self, decision: &Decision) -> Result<Option<Wait>, RecordError> {
         let shared = &self.0.shared;
         let rank = match decision.caller().kind() {
             CallerKind::Operator | CallerKind::Broker(_) => Rank::Reserved,
@@ -154,21 +171,20 @@ impl DecisionLog {
         if !shared.admits(rank) {
             return Err(RecordError::Full);
         }
-        if is_heartbeat(&decision) {
+        if is_heartbeat(decision) {
             if !shared.queue.is_open() {
                 return Err(RecordError::Broken);
             }
             self.count(decision.caller().id().as_str(), "report");
-            return Ok(Ruling::on(&decision, None));
+            return Ok(None);
         }
         let wait = SPARE.with_borrow_mut(|spare| {
             let mut line = Line::over(std::mem::take(spare));
-            record::decision(&mut line, &shared.origin, &decision);
+            record::decision(&mut line, &shared.origin, decision);
             *spare = line.into_bytes();
             shared.queue.submit(spare, Some(decision.id()), rank)
         })?;
-        let index = wait.await?;
-        Ok(Ruling::on(&decision, Some(index)))
+        Ok(Some(wait))
     }
 
     /// Appends a note; its index, once it is durable.

@@ -16,7 +16,10 @@ use std::time::Duration;
 use super::frame::HEADER;
 use super::tiles::push_entry;
 use crate::model::RequestId;
-use crate::model::limits::{LOG_GAP_ABOVE, LOG_QUEUE};
+use crate::model::limits::{LOG_BATCH_BYTES, LOG_GAP_ABOVE, LOG_QUEUE};
+
+/// Bytes of a buffer that is kept for the next batch; a larger one was an exception.
+const BUFFER_KEPT: usize = LOG_BATCH_BYTES / 4;
 
 /// Why a record could not be written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -175,10 +178,15 @@ impl Load {
 
     /// Empties it for the next use; the buffers stay.
     pub(super) fn reset(&mut self) {
+        if self.frame.capacity() > BUFFER_KEPT {
+            self.frame = Vec::new();
+        }
         self.frame.clear();
         self.frame.resize(HEADER, 0);
+        let waiting = Vec::with_capacity(self.requests.len());
         self.requests.clear();
-        (self.count, self.ordinary, self.batch) = (0, false, Arc::default());
+        let batch = Batch(Mutex::new(Fate { waiting, ..Fate::default() }));
+        (self.count, self.ordinary, self.batch) = (0, false, Arc::new(batch));
     }
 
     /// Adds a record that nobody waits for. False when it is too long.

@@ -154,10 +154,10 @@ impl Committer {
         }
         let outcome = self.write(load);
         if let Ok(first) = outcome {
-            let next = Vec::with_capacity(load.frame.len().min(LOG_BATCH_BYTES / 8));
-            let frame = mem::replace(&mut load.frame, next);
+            // A copy of the exact size: the buffer itself goes back to those who hand over.
+            let entries = load.frame.get(HEADER..).unwrap_or_default().to_vec();
             let count = u64::from(load.count);
-            self.shared.append(Chunk { first, count, frame, from: HEADER });
+            self.shared.append(Chunk { first, count, frame: entries, from: 0 });
             self.shared.remember(first, &load.requests);
         } else {
             for line in counted {

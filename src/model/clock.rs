@@ -55,15 +55,23 @@ impl Moment {
 /// `YYYY-MM-DDTHH:MM:SSZ`, always 20 bytes for years 0 to 9999.
 pub fn rfc3339(at: OffsetDateTime) -> String {
     let at = at.to_offset(time::UtcOffset::UTC);
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        at.year(),
-        u8::from(at.month()),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second()
-    )
+    let mut text = String::with_capacity(24);
+    let year = u32::try_from(at.year()).unwrap_or(0);
+    digits(&mut text, year, 4, '-');
+    digits(&mut text, u8::from(at.month()).into(), 2, '-');
+    digits(&mut text, at.day().into(), 2, 'T');
+    digits(&mut text, at.hour().into(), 2, ':');
+    digits(&mut text, at.minute().into(), 2, ':');
+    digits(&mut text, at.second().into(), 2, 'Z');
+    text
+}
+
+/// The last `width` digits of a number, and what follows them. By hand: each request needs one.
+fn digits(text: &mut String, number: u32, width: u32, then: char) {
+    for place in (0..width).rev() {
+        text.extend(char::from_digit(number / 10u32.pow(place) % 10, 10));
+    }
+    text.push(then);
 }
 
 /// `YYYY-MM-DDTHH:MM:SS.mmmZ`, the form of the decision log.

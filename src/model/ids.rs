@@ -1,5 +1,6 @@
 //! Ids that Doorward gives out itself.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -15,10 +16,8 @@ pub struct RequestId(Uuid);
 impl RequestId {
     /// A fresh id, ordered by the given moment.
     pub fn new(now: Moment) -> Self {
-        let seconds = u64::try_from(now.unix_ms() / 1000).unwrap_or(0);
-        let nanos = u32::try_from(now.unix_ms().rem_euclid(1000) * 1_000_000).unwrap_or(0);
-        let stamp = uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos);
-        Self(Uuid::new_v7(stamp))
+        let millis = u64::try_from(now.unix_ms()).unwrap_or(0);
+        Self(uuid::Builder::from_unix_timestamp_millis(millis, &random()).into_uuid())
     }
 
     /// Parses the hyphenated form.
@@ -28,6 +27,31 @@ impl RequestId {
     pub fn parse(text: &str) -> Result<Self, uuid::Error> {
         Uuid::try_parse(text).map(Self)
     }
+}
+
+/// Random bytes drawn at once; an id needs ten.
+const DRAWN: usize = 1000;
+
+thread_local! {
+    /// Random bytes that no id has had yet.
+    static UNUSED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Ten random bytes. Ids are told to their clients, so what the next ones will hold is no secret
+/// worth wiping; drawing a hundred at once spares a call into the kernel for each request.
+fn random() -> [u8; 10] {
+    UNUSED.with_borrow_mut(|unused| {
+        if unused.len() < 10 {
+            unused.resize(DRAWN, 0);
+            // Failing randomness ends the process: two requests must never share an id.
+            aws_lc_rs::rand::fill(unused).expect("the system's randomness failed");
+        }
+        let mut ten = [0; 10];
+        let rest = unused.len() - ten.len();
+        ten.copy_from_slice(&unused[rest..]);
+        unused.truncate(rest);
+        ten
+    })
 }
 
 impl fmt::Display for RequestId {

@@ -38,6 +38,6 @@ pub use name::{NameError, Namespace, SecretName, SecretPrefix, check_segment};
 pub use object::{Action, Object, ObjectError};
 pub use outcome::{Failure, Released};
 pub use page::{fit_page, next_items};
-pub use secret::{Labels, LabelsError, SecretValue};
+pub use secret::{Labels, LabelsError, SecretValue, WipedBytes};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use target::Target;

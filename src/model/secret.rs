@@ -3,17 +3,18 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::limits::{LABEL_KEY_MAX, LABEL_VALUE_MAX, LABELS_MAX};
 
 /// Bytes that are wiped when they are dropped. There is no `Clone`, no comparison, and `Debug` shows
 /// nothing: whoever wants the bytes says so with [`SecretValue::expose`].
 pub struct SecretValue {
-    bytes: Zeroizing<Vec<u8>>,
+    bytes: WipedBytes,
     /// Dropped after the bytes are wiped.
     held: Option<Box<dyn Any + Send + Sync>>,
 }
@@ -21,7 +22,7 @@ pub struct SecretValue {
 impl SecretValue {
     /// Takes the bytes over; the vector is wiped with this value.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Zeroizing::new(bytes).into()
+        WipedBytes::new(bytes).into()
     }
 
     /// No bytes.
@@ -52,9 +53,55 @@ impl SecretValue {
     }
 }
 
-impl From<Zeroizing<Vec<u8>>> for SecretValue {
-    fn from(bytes: Zeroizing<Vec<u8>>) -> Self {
+impl From<WipedBytes> for SecretValue {
+    fn from(bytes: WipedBytes) -> Self {
         Self { bytes, held: None }
+    }
+}
+
+impl From<Zeroizing<Vec<u8>>> for SecretValue {
+    fn from(mut bytes: Zeroizing<Vec<u8>>) -> Self {
+        WipedBytes::new(std::mem::take(&mut *bytes)).into()
+    }
+}
+
+/// Bytes that are wiped when they are dropped, what lies behind their end included. Growing leaves
+/// a copy behind: give it its capacity first. (`Zeroizing<Vec<u8>>` wipes byte by byte, which costs
+/// more than opening a value of 1 KiB.)
+#[derive(Default)]
+pub struct WipedBytes(Vec<u8>);
+
+impl WipedBytes {
+    /// Takes the bytes over.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
+impl Drop for WipedBytes {
+    fn drop(&mut self) {
+        self.0.as_mut_slice().zeroize();
+        self.0.spare_capacity_mut().zeroize();
+    }
+}
+
+impl Deref for WipedBytes {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.0
+    }
+}
+
+impl DerefMut for WipedBytes {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+}
+
+impl fmt::Debug for WipedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WipedBytes(…)")
     }
 }
 

@@ -13,6 +13,10 @@ pub enum Target {
     Itself,
     /// Nothing is there under this name.
     Absent,
+    /// The store did not say what is there: never allowed, whatever the rules say.
+    Unknown,
+    /// An entry whose identity was revoked: nothing is issued from it, whatever the rules say.
+    Revoked,
     /// One version of a secret.
     Secret {
         /// The secret's immutable id.

@@ -142,10 +142,19 @@ impl Bundle {
     }
 
     fn wanted(&self, asker: &Asker<'_>, ask: &Ask) -> u32 {
+        let remembered = |posts: &[Box<str>]| self.bits(posts.iter().map(|post| &**post));
+        if let Some(wanted) = self.rules.remembered_posts(asker, ask, remembered) {
+            return wanted;
+        }
         let Some(rows) = self.rules.rows_in_demand(asker, ask) else {
             return all(self.names.len());
         };
-        let posts = rows.iter().filter_map(|row| self.rules.set.row(*row)).map(|row| row.post());
+        let rows = rows.iter().filter_map(|row| self.rules.set.row(*row));
+        self.bits(rows.map(|row| row.post()))
+    }
+
+    /// The bits of the profiles among these names.
+    fn bits<'n>(&self, posts: impl Iterator<Item = &'n str>) -> u32 {
         let bits = posts.filter_map(|post| self.names.iter().position(|name| name == post));
         bits.filter_map(|at| 1_u32.checked_shl(u32::try_from(at).ok()?))
             .fold(0, |all, bit| all | bit)

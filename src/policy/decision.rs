@@ -25,25 +25,6 @@ pub struct Ruled {
     pub allow: bool,
 }
 
-/// Judges single names of a listing, under the decision's own bundle, caller, verdict and moment.
-#[derive(Debug, Clone)]
-pub struct Lister {
-    pub(super) bundle: Arc<Bundle>,
-    pub(super) caller: Arc<Caller>,
-    pub(super) verdict: Verdict,
-    pub(super) now: Moment,
-}
-
-impl Lister {
-    /// Whether the caller may list this name; an error is no.
-    pub fn may_list(&self, name: &SecretName) -> bool {
-        let (subject, seen) = (self.caller.id().as_str(), Seen::Verdict(&self.verdict));
-        let (object, now) = (format!("secret/{name}"), self.now.rfc3339());
-        let rules = self.bundle.rules();
-        rules.judge(subject, Action::List, &object, seen, &now, Mode::Ordinary).allowed
-    }
-}
-
 /// One decision. Not `Clone`: it is written down once.
 ///
 /// ```compile_fail
@@ -166,14 +147,13 @@ impl Decision {
         }
     }
 
-    /// Judges names of a listing as this decision would.
-    pub fn lister(&self) -> Lister {
-        Lister {
-            bundle: Arc::clone(&self.bundle),
-            caller: Arc::clone(&self.caller),
-            verdict: self.verdict.clone(),
-            now: self.now,
-        }
+    /// Whether one name of a listing may be shown, under this decision's own bundle, caller,
+    /// verdict and moment; an error is no.
+    pub fn may_list(&self, name: &SecretName) -> bool {
+        let (subject, seen) = (self.caller.id().as_str(), Seen::Verdict(&self.verdict));
+        let (object, now) = (format!("secret/{name}"), self.now.rfc3339());
+        let rules = self.bundle.rules();
+        rules.judge(subject, Action::List, &object, seen, &now, Mode::Ordinary).allowed
     }
 
     /// A decision for tests of other rooms: of a device that never reported, at a fixed time,

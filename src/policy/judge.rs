@@ -141,6 +141,14 @@ impl Rules {
                 false => second,
             };
         }
+        let stands_against = match target {
+            Target::Unknown => Some((Code::Unavailable, Reason::StoreUnavailable)),
+            Target::Revoked => Some((Code::Denied, Reason::Revoked)),
+            _ => None,
+        };
+        if let (true, Some((code, reason))) = (judgement.allowed, stands_against) {
+            return Judgement { allowed: false, code, reason, ..judgement };
+        }
         if judgement.allowed && *target == Target::Absent && !scope::creates(ask) {
             let (action, object) = scope::may_know_of(ask, object);
             // Whether a token lives is told to nobody: an applicant is denied, or let in.
@@ -287,6 +295,22 @@ impl Rules {
                 found(*at);
             }
         }
+    }
+
+    /// What `of` makes of the profiles that matter to an ask whose judgement is remembered: of one
+    /// action on one object, judged by all rows.
+    pub(super) fn remembered_posts<T>(
+        &self,
+        asker: &Asker<'_>,
+        ask: &Ask,
+        of: impl FnOnce(&[Box<str>]) -> T,
+    ) -> Option<T> {
+        let is_one = !matches!(ask, Ask::List { .. } | Ask::CanI { .. })
+            && scope::mode(asker, ask) == Mode::Ordinary
+            && scope::also_needs(ask).is_none()
+            && refusal_before_rules(asker, ask).is_none();
+        let object = scope::object(asker, ask, &self.domain).ok().filter(|_| is_one)?;
+        self.memory.posts(asker.id.as_str(), ask.action(), &object, of)
     }
 
     /// The rows whose profiles an ask needs to be assessed. A listing judges every name below its

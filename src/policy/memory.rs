@@ -33,6 +33,12 @@ struct Remembered {
     rules: Box<[Ruled]>,
 }
 
+impl Remembered {
+    fn is_of(&self, subject: &str, action: Action, object: &str) -> bool {
+        *self.subject == *subject && self.action == action && *self.object == *object
+    }
+}
+
 /// The judgements of one bundle's rules.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
@@ -49,6 +55,20 @@ impl Memory {
         self.hasher.hash_one((subject, action, object))
     }
 
+    /// The profiles that the candidate rows of a remembered judgement name: they depend on nothing
+    /// but subject, action and object. Gives what `of` makes of them.
+    pub(super) fn posts<T>(
+        &self,
+        subject: &str,
+        action: Action,
+        object: &str,
+        of: impl FnOnce(&[Box<str>]) -> T,
+    ) -> Option<T> {
+        let all = self.all();
+        let found = all.get(&self.key(subject, action, object))?;
+        found.is_of(subject, action, object).then(|| of(&found.posts))
+    }
+
     /// The rules that allowed the same before, if everything is as it was. `label` makes the posture
     /// label out of the names of profiles.
     pub(super) fn recall(
@@ -61,7 +81,7 @@ impl Memory {
     ) -> Option<Vec<Ruled>> {
         let all = self.all();
         let found = all.get(&self.key(subject, action, object))?;
-        let same = *found.subject == *subject && found.action == action && *found.object == *object;
+        let same = found.is_of(subject, action, object);
         let begun = found.from.as_ref().is_none_or(|from| now >= &**from);
         let ended = found.until.as_ref().is_some_and(|until| now >= &**until);
         if !same || !begun || ended || now.len() != TIME_BYTES {

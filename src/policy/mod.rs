@@ -31,6 +31,6 @@ mod values;
 mod tests;
 
 pub use bundle::{Bundle, Policy};
-pub use decision::{Decision, Generations, Lister, Ruled};
+pub use decision::{Decision, Generations, Ruled};
 pub use explain::{Explanation, RowCheck};
 pub use files::BundleFiles;

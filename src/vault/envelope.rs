@@ -4,10 +4,9 @@
 //! nothing, and nothing that was sealed in one place opens in another.
 
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 use super::wrap::{self, WrapError, WrappingKey, tuple};
-use crate::model::{Digest, SecretValue};
+use crate::model::{Digest, SecretValue, WipedBytes};
 
 const MAGIC: &[u8] = b"doorward";
 const FORMAT: &[u8] = &[1];
@@ -67,7 +66,7 @@ pub(super) fn open(
     dek: &[u8],
     sealed: Vec<u8>,
 ) -> Result<SecretValue, WrapError> {
-    let dek: Zeroizing<Vec<u8>> = key.open(LABEL, &place.of_key(), dek)?;
+    let dek: WipedBytes = key.open(LABEL, &place.of_key(), dek)?;
     wrap::open_under(&dek, &place.of_value(), sealed).map(SecretValue::from)
 }
 

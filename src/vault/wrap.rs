@@ -14,8 +14,10 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::{hkdf, rand};
+use aws_lc_rs::{hmac, rand};
 use zeroize::Zeroizing;
+
+use crate::model::WipedBytes;
 
 const FORMAT: u8 = 1;
 const RANDOM: usize = 32;
@@ -42,23 +44,10 @@ pub enum WrapError {
 }
 
 /// A 256-bit key that wraps others, or that others are derived from. Wiped when dropped.
-pub(super) struct WrappingKey(Box<hkdf::Prk>);
-
-struct Block;
-
-impl hkdf::KeyType for Block {
-    fn len(&self) -> usize {
-        64
-    }
-}
-
-struct Half;
-
-impl hkdf::KeyType for Half {
-    fn len(&self) -> usize {
-        32
-    }
-}
+///
+/// Held as an HMAC key whose two padded blocks are hashed already: the first block of HKDF-Expand
+/// is `HMAC(PRK, info ‖ 1)`, and no more than one block is ever wanted.
+pub(super) struct WrappingKey(Box<hmac::Key>);
 
 struct OneTime {
     key: LessSafeKey,
@@ -68,15 +57,24 @@ struct OneTime {
 impl WrappingKey {
     /// A key from its bytes, which must be uniformly random.
     pub(super) fn new(bytes: &[u8; 32]) -> Self {
-        Self(Box::new(hkdf::Prk::new_less_safe(hkdf::HKDF_SHA512, bytes)))
+        Self(Box::new(hmac::Key::new(hmac::HMAC_SHA512, bytes)))
+    }
+
+    /// The first block of HKDF-Expand (RFC 5869 §2.3): `info` ends in the block's number, 1. It is
+    /// no secret.
+    fn expand(&self, info: &[&[u8]]) -> Zeroizing<[u8; 64]> {
+        let mut block = Zeroizing::new([0; 64]);
+        let message = info.concat();
+        let signed = hmac::sign_to_buffer(&self.0, &message, block.as_mut_slice());
+        signed.unwrap_or_else(|_| broken("key derivation"));
+        block
     }
 
     /// The key under this one for another purpose; one label, one purpose.
     pub(super) fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
+        let block = self.expand(&[b"doorward/derive/1\0", label.as_bytes(), &[1]]);
         let mut out = Zeroizing::new([0; 32]);
-        let info = [b"doorward/derive/1\0".as_slice(), label.as_bytes()];
-        let filled = self.0.expand(&info, Half).and_then(|okm| okm.fill(out.as_mut_slice()));
-        filled.unwrap_or_else(|_| broken("key derivation"));
+        out.copy_from_slice(&block[..32]);
         out
     }
 
@@ -101,7 +99,7 @@ impl WrappingKey {
         label: &str,
         aad: &[u8],
         wrapped: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, WrapError> {
+    ) -> Result<WipedBytes, WrapError> {
         let (format, rest) = wrapped.split_first().ok_or(WrapError::Truncated)?;
         if *format > FORMAT {
             return Err(WrapError::Newer(*format));
@@ -117,15 +115,12 @@ impl WrappingKey {
         let once = self.one_time(label, random);
         verify_slices_are_equal(found, once.commitment.as_slice())
             .map_err(|_| WrapError::OtherKey)?;
-        open_once(&once.key, aad, Zeroizing::new(sealed.to_vec()))
+        open_once(&once.key, aad, WipedBytes::new(sealed.to_vec()))
     }
 
     fn one_time(&self, label: &str, random: &[u8; RANDOM]) -> OneTime {
-        let mut block = Zeroizing::new([0; 64]);
         // The random bytes have a fixed length at the end, so label and random can't run together.
-        let info = [b"doorward/wrap/1\0".as_slice(), label.as_bytes(), random.as_slice()];
-        let filled = self.0.expand(&info, Block).and_then(|okm| okm.fill(block.as_mut_slice()));
-        filled.unwrap_or_else(|_| broken("key derivation"));
+        let block = self.expand(&[b"doorward/wrap/1\0", label.as_bytes(), random, &[1]]);
         let (key, rest) = block.split_at(32);
         let mut commitment = Zeroizing::new([0; COMMITMENT]);
         commitment.copy_from_slice(rest);
@@ -145,12 +140,8 @@ pub(super) fn seal_under_fresh_key(aad: &[u8], plain: &[u8]) -> (Zeroizing<[u8; 
 ///
 /// # Errors
 /// [`WrapError`]; the buffer is then wiped.
-pub(super) fn open_under(
-    key: &[u8],
-    aad: &[u8],
-    sealed: Vec<u8>,
-) -> Result<Zeroizing<Vec<u8>>, WrapError> {
-    let sealed = Zeroizing::new(sealed);
+pub(super) fn open_under(key: &[u8], aad: &[u8], sealed: Vec<u8>) -> Result<WipedBytes, WrapError> {
+    let sealed = WipedBytes::new(sealed);
     if key.len() != 32 {
         return Err(WrapError::Altered);
     }
@@ -170,7 +161,7 @@ fn zero_nonce() -> Nonce {
 
 fn seal_once(key: &LessSafeKey, aad: &[u8], plain: &[u8]) -> Vec<u8> {
     // Room for the tag from the start: a growing vector would leave plaintext behind.
-    let mut buffer = Zeroizing::new(Vec::with_capacity(plain.len() + TAG));
+    let mut buffer = WipedBytes::new(Vec::with_capacity(plain.len() + TAG));
     buffer.extend_from_slice(plain);
     match key.seal_in_place_append_tag(zero_nonce(), Aad::from(aad), &mut *buffer) {
         Ok(()) => std::mem::take(&mut *buffer),
@@ -181,8 +172,8 @@ fn seal_once(key: &LessSafeKey, aad: &[u8], plain: &[u8]) -> Vec<u8> {
 fn open_once(
     key: &LessSafeKey,
     aad: &[u8],
-    mut buffer: Zeroizing<Vec<u8>>,
-) -> Result<Zeroizing<Vec<u8>>, WrapError> {
+    mut buffer: WipedBytes,
+) -> Result<WipedBytes, WrapError> {
     let plain = key
         .open_in_place(zero_nonce(), Aad::from(aad), &mut buffer)
         .map_err(|_| WrapError::Altered)?;
@@ -230,6 +221,29 @@ mod tests {
 
     fn opened(key: &WrappingKey, label: &str, aad: &[u8], w: &[u8]) -> Result<Vec<u8>, WrapError> {
         key.open(label, aad, w).map(|plain| plain.to_vec())
+    }
+
+    #[test]
+    fn one_block_is_what_hkdf_expand_gives() {
+        use aws_lc_rs::hkdf;
+        struct Long(usize);
+        impl hkdf::KeyType for Long {
+            fn len(&self) -> usize {
+                self.0
+            }
+        }
+        let prk = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA512, &[7; 32]);
+        let mut okm = [0; 64];
+        let info = [b"doorward/wrap/1\0".as_slice(), b"dek", &[9; 32]];
+        prk.expand(&info, Long(64)).unwrap().fill(&mut okm).unwrap();
+        let once = key(7).one_time("dek", &[9; 32]);
+        assert_eq!(once.commitment.as_slice(), &okm[32..]);
+        let sealed = seal_once(&once.key, b"", b"x");
+        assert!(open_under(&okm[..32], b"", sealed).is_ok());
+        let mut derived = [0; 32];
+        let info = [b"doorward/derive/1\0".as_slice(), b"label"];
+        prk.expand(&info, Long(32)).unwrap().fill(&mut derived).unwrap();
+        assert_eq!(*key(7).derive("label"), derived);
     }
 
     #[test]

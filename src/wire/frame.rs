@@ -14,7 +14,9 @@ use zeroize::Zeroizing;
 
 use super::strict::{self, StrictError};
 use crate::model::limits::{BODY_MAX, EVIDENCE_MAX, FILE_MAX, HEAD_MAX, REPLY_HEAD_MAX, VALUE_MAX};
-use crate::model::{Answer, Ask, ClientRef, Code, Reason, Refusal, RequestId, SecretValue};
+use crate::model::{
+    Answer, Ask, ClientRef, Code, Reason, Refusal, RequestId, SecretValue, WipedBytes,
+};
 
 /// Bytes of the two lengths.
 const LENGTHS: usize = 8;
@@ -345,8 +347,8 @@ async fn read_exactly<R: AsyncRead + Unpin + ?Sized>(
     from: &mut R,
     length: usize,
     part: &'static str,
-) -> Result<Zeroizing<Vec<u8>>, FrameError> {
-    let mut bytes = Zeroizing::new(vec![0; length]);
+) -> Result<WipedBytes, FrameError> {
+    let mut bytes = WipedBytes::new(vec![0; length]);
     fill(from, &mut bytes, part).await?;
     Ok(bytes)
 }
@@ -386,7 +388,7 @@ async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
     let body_length = u32::try_from(body.len()).map_err(|_| too_large(body.len()))?;
     let (with_head, after) = if body.len() > AT_ONCE { (&[][..], body) } else { (body, &[][..]) };
     // The exact capacity: a vector that grows leaves an unwiped copy behind.
-    let mut frame = Zeroizing::new(Vec::with_capacity(LENGTHS + head.len() + with_head.len()));
+    let mut frame = WipedBytes::new(Vec::with_capacity(LENGTHS + head.len() + with_head.len()));
     frame.extend_from_slice(&head_length.to_be_bytes());
     frame.extend_from_slice(&body_length.to_be_bytes());
     frame.extend_from_slice(head);

@@ -83,7 +83,8 @@ impl House {
     }
 
     async fn ask_as(&self, peer: &doorward::identity::Peer, ask: Ask) -> Result<(), Reason> {
-        let (_, outcome) = self.broker.line().answer(peer, None, None, ask, Ready(None)).await;
+        let (_, outcome) =
+            self.broker.line().answer(peer, None, None, ask.into(), &mut Ready(None)).await;
         outcome.map(|_| ()).map_err(|refusal| refusal.reason)
     }
 }

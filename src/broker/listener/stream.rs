@@ -1,16 +1,22 @@
 //! One stream: a request's bytes in, an answer's bytes out. What was opened for it is wiped here,
 //! whether the client takes it or not.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::error::Elapsed;
 
 use crate::broker::connections::Connection;
 use crate::broker::line::Line;
 use crate::broker::outcome::Body;
 use crate::identity::Peer;
-use crate::model::{Ask, Clock, Code, Failure, Reason, Refusal, RequestId, SecretValue, limits};
+use crate::model::{
+    Ask, ClientRef, Clock, Code, Failure, Reason, Refusal, RequestId, SecretValue, limits,
+};
 use crate::posture::Challenge;
 use crate::wire::{self, CloseCode, FrameError, Opening, Reply};
 
@@ -29,30 +35,25 @@ pub(super) struct Stream<'a> {
 impl Stream<'_> {
     /// Reads, asks the line, answers. Runs to its end whatever the client does.
     pub(super) async fn serve(self, mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
-        let opening = match timeout(limits::HEAD_TIMEOUT, wire::read_opening(&mut recv)).await {
-            Ok(Ok(opening)) => Ok(opening),
-            Ok(Err(error)) => Err(error.code()),
-            Err(_) => Err((Code::Invalid, "the request's head did not arrive in time".to_owned())),
-        };
-        let (Opening { client, ask }, len) = match opening {
+        let (client, ask, len) = match self.opening(&mut recv).await {
             Ok(opening) => opening,
             Err((code, hint)) => {
                 self.line.parts().metrics.frames_refused.inc();
                 let _ = recv.stop(CloseCode::Protocol.varint());
-                return self.refuse(&mut send, code, hint).await;
+                return Box::pin(self.refuse(&mut send, code, hint)).await;
             }
         };
         let _running = self.line.begin();
-        let challenge = match &ask {
+        let challenge = match &*ask {
             Ask::Report { .. } => match Box::pin(self.challenge(&mut send)).await {
                 Some(challenge) => Some(challenge),
                 None => return,
             },
             _ => None,
         };
-        let body = Incoming { recv, len, challenge };
+        let mut body = Incoming { recv, len, challenge };
         let (request, outcome) =
-            self.line.answer(self.peer, Some(self.registered), client, ask, body).await;
+            self.line.answer(self.peer, Some(self.registered), client, ask, &mut body).await;
         let (reply, value) = match outcome {
             Ok(released) => {
                 if !self.proven.swap(true, Ordering::Relaxed) {
@@ -63,6 +64,19 @@ impl Stream<'_> {
             Err(refusal) => (Reply::Refusal(refusal), SecretValue::empty()),
         };
         self.write(&mut send, &reply, value).await;
+    }
+
+    /// The head of the request, and the length of the body that follows.
+    async fn opening(
+        &self,
+        recv: &mut quinn::RecvStream,
+    ) -> Result<(Option<ClientRef>, Arc<Ask>, usize), (Code, String)> {
+        let reading = pin!(wire::read_opening(recv));
+        match within(limits::HEAD_TIMEOUT, reading).await {
+            Ok(Ok((Opening { client, ask }, len))) => Ok((client, Arc::new(ask), len)),
+            Ok(Err(error)) => Err(error.code()),
+            Err(_) => Err((Code::Invalid, "the request's head did not arrive in time".to_owned())),
+        }
     }
 
     /// The nonce goes out; what comes back is bound to it and to this very connection.
@@ -80,8 +94,8 @@ impl Stream<'_> {
             }
         });
         let reply = Reply::Nonce(wire::encode_nonce(challenge.nonce()));
-        let written = wire::write_reply(send, &reply, &[]);
-        timeout(limits::WRITE_TIMEOUT, written).await.ok()?.ok()?;
+        let written = pin!(wire::write_reply(send, &reply, &[]));
+        within(limits::WRITE_TIMEOUT, written).await.ok()?.ok()?;
         Some(challenge)
     }
 
@@ -95,7 +109,10 @@ impl Stream<'_> {
     async fn write(&self, send: &mut quinn::SendStream, reply: &Reply, body: SecretValue) {
         let mib = u32::try_from(body.len() >> 20).unwrap_or(u32::MAX);
         let limit = limits::WRITE_TIMEOUT + limits::WRITE_TIMEOUT_MIB.saturating_mul(mib);
-        let sent = timeout(limit, send_reply(send, reply, body.expose())).await;
+        let sent = {
+            let sending = pin!(send_reply(send, reply, body.expose()));
+            within(limit, sending).await
+        };
         drop(body); // and with it what it held, before the client can know that it has all
         match sent {
             Ok(Ok(())) => {
@@ -106,6 +123,18 @@ impl Stream<'_> {
                 let _ = send.reset(CloseCode::Protocol.varint());
             }
         }
+    }
+}
+
+/// Waits no longer than `limit`. What is ready at once, as nearly everything is, costs no timer.
+async fn within<F: Future>(limit: Duration, mut future: Pin<&mut F>) -> Result<F::Output, Elapsed> {
+    let at_once = poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    });
+    match at_once.await {
+        Some(output) => Ok(output),
+        None => tokio::time::timeout(limit, future).await,
     }
 }
 
@@ -126,7 +155,7 @@ async fn send_reply<W: tokio::io::AsyncWrite + Unpin>(
     let hint = Some("the answer is too large to be sent; ask for less at once".to_owned());
     let (code, reason) = (Code::TooLarge, Reason::TooLarge);
     let refusal = Reply::Refusal(Refusal { request, code, reason, hint });
-    wire::write_reply(to, &refusal, &[]).await
+    Box::pin(wire::write_reply(to, &refusal, &[])).await
 }
 
 /// A request's body, still on the wire.
@@ -138,14 +167,13 @@ struct Incoming {
 
 impl Body for Incoming {
     async fn read(&mut self) -> Result<SecretValue, Failure> {
-        let read = async {
-            if self.challenge.is_some() {
-                wire::read_evidence(&mut self.recv).await
-            } else {
-                wire::read_body(&mut self.recv, self.len).await
+        let read = pin!(async {
+            match self.challenge.is_some() {
+                true => Box::pin(wire::read_evidence(&mut self.recv)).await,
+                false => wire::read_body(&mut self.recv, self.len).await,
             }
-        };
-        match timeout(limits::BODY_TIMEOUT, read).await {
+        });
+        match within(limits::BODY_TIMEOUT, read).await {
             Ok(Ok(body)) => Ok(body),
             Ok(Err(error)) => Err(fault_of(&error)),
             Err(_) => Err(Failure::invalid("the request's body did not arrive in time")),
