@@ -4,21 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-
 use super::clock::{GuardedClock, Watch};
-use super::management::{self, Health};
-use super::opening::{BrokerStart, Opened, StartError};
+use super::opening::{BrokerStart, Ground, Opened, StartError};
 use super::recall::recall;
 use super::supervise::{Fall, Supervisor};
 use crate::administration::{Administration, Policies};
-use crate::broker::{Connections, Line, LineParts, Listener, Metrics, Port, Rates, Ready};
+use crate::broker::{Connections, Line, LineParts, Listener, Port, Rates, Ready};
 use crate::decision_log::{Note, RecordError};
 use crate::identity::Task;
 use crate::model::{Ask, Clock, limits};
 use crate::posture::Posture;
 use crate::store::Store;
-use crate::vault::Vault;
+use crate::vault::{RootKey, Vault};
 use crate::wire::{self, ServerIdentity, TlsError};
 
 /// How often the clocks, the store and the certificates of living connections are looked at.
@@ -36,8 +33,7 @@ pub struct RunningBroker {
     /// TCP address for health and metrics.
     pub management: SocketAddr,
     line: Arc<Line>,
-    supervisor: Supervisor,
-    health: Arc<Health>,
+    ground: Ground,
     log_thread: std::thread::JoinHandle<()>,
 }
 
@@ -48,13 +44,27 @@ impl BrokerStart {
     /// The first thing that does not stand as it should.
     pub async fn start(self) -> Result<RunningBroker, StartError> {
         let opened = self.open().await?;
+        self.serve(opened).await
+    }
+
+    /// The same once the seal is open.
+    pub(super) async fn start_on(
+        self,
+        ground: Ground,
+        root: RootKey,
+    ) -> Result<RunningBroker, StartError> {
+        let opened = self.open_on(ground, root).await?;
+        self.serve(opened).await
+    }
+
+    async fn serve(self, opened: Opened) -> Result<RunningBroker, StartError> {
         let line = Arc::new(self.join_parts(&opened).await?);
         let (clock, store) = (Arc::clone(&opened.clock), Arc::clone(&opened.store));
         let running = self.open_ports(line, opened).await?;
         running.begin_chores(clock);
         running.keep_house();
         running.watch_store(store);
-        running.health.ready();
+        running.ground.health.ready();
         Ok(running)
     }
 
@@ -89,14 +99,14 @@ impl BrokerStart {
             authority,
             administration,
             rates: Rates::new(self.config.caller_rate, self.config.denial_rate),
-            metrics: Arc::new(Metrics::default()),
+            metrics: Arc::clone(opened.ground.health.metrics()),
         }))
     }
 
     async fn open_ports(
         self,
         line: Arc<Line>,
-        opened: Opened,
+        mut opened: Opened,
     ) -> Result<RunningBroker, StartError> {
         let peer = Supervisor::broker_peer(Task::OwnIdentity);
         let own = line.own_identity(&peer).await.map_err(StartError::OwnIdentity)?;
@@ -121,20 +131,15 @@ impl BrokerStart {
             Arc::clone(&line),
             Arc::clone(&connections),
         )?;
-        let address = self.config.management;
-        let fault = |source| StartError::Management { address, source };
-        let management = TcpListener::bind(address).await.map_err(fault)?;
-        let health = Arc::new(Health::new(parts.log.clone(), Arc::clone(&parts.metrics)));
         let running = RunningBroker {
             address: main.address().unwrap_or(self.config.listen),
             enrolment: enrolment.address().unwrap_or(self.config.enrolment),
-            management: management.local_addr().map_err(fault)?,
+            management: opened.ground.open_management(self.config.management).await?,
             line: Arc::clone(&line),
-            supervisor: opened.supervisor,
-            health: Arc::clone(&health),
+            ground: opened.ground,
             log_thread: opened.log_thread,
         };
-        let supervisor = &running.supervisor;
+        let supervisor = &running.ground.supervisor;
         for (name, listener) in [("broker port", main), ("enrolment port", enrolment)] {
             let (spawn, stop) = (supervisor.spawner(), supervisor.stopping());
             supervisor.go_on(name, async move {
@@ -142,8 +147,6 @@ impl BrokerStart {
                 Ok::<_, std::convert::Infallible>(())
             });
         }
-        supervisor
-            .go_on("management", management::serve(management, health, supervisor.stopping()));
         running.review_connections(connections);
         running.renew_own(server, own.until);
         Ok(running)
@@ -163,18 +166,20 @@ impl RunningBroker {
     pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<(), Fall> {
         let fall = tokio::select! {
             () = stop => None,
-            fall = self.supervisor.fall() => Some(fall),
+            fall = self.ground.supervisor.fall() => Some(fall),
         };
-        self.health.draining();
+        let Ground { lock, supervisor, health, .. } = self.ground;
+        health.draining();
         self.line.drain();
-        self.supervisor.drain().await;
+        supervisor.drain().await;
         drop(self.line);
-        drop(self.health);
+        drop(health);
         let log_thread = self.log_thread;
         let joined = tokio::task::spawn_blocking(move || log_thread.join());
         if tokio::time::timeout(limits::DRAIN, joined).await.is_err() {
             tracing::warn!("the decision log's writer did not end in time");
         }
+        drop(lock);
         fall.map_or(Ok(()), Err)
     }
 
@@ -183,8 +188,8 @@ impl RunningBroker {
         let parts = self.line.parts();
         let (line, all) = (Arc::clone(&self.line), Arc::clone(&connections));
         let mut changes = parts.identity.changes();
-        self.supervisor.go_on("review of identities", {
-            let mut stop = self.supervisor.stopping();
+        self.ground.supervisor.go_on("review of identities", {
+            let mut stop = self.ground.supervisor.stopping();
             async move {
                 loop {
                     let changed = tokio::select! {
@@ -206,8 +211,8 @@ impl RunningBroker {
             }
         });
         let (line, mut changes) = (Arc::clone(&self.line), parts.posture.changes());
-        let mut stop = self.supervisor.stopping();
-        self.supervisor.go_on("review of posture", async move {
+        let mut stop = self.ground.supervisor.stopping();
+        self.ground.supervisor.go_on("review of posture", async move {
             loop {
                 let changed = tokio::select! {
                     changed = changes.recv() => changed,
@@ -234,8 +239,8 @@ impl RunningBroker {
     /// A new certificate of its own at half-life.
     fn renew_own(&self, server: Arc<ServerIdentity>, mut until: time::OffsetDateTime) {
         let line = Arc::clone(&self.line);
-        let mut stop = self.supervisor.stopping();
-        self.supervisor.go_on("own certificate", async move {
+        let mut stop = self.ground.supervisor.stopping();
+        self.ground.supervisor.go_on("own certificate", async move {
             loop {
                 let left = crate::broker::time_left(until, line.parts().clock.now());
                 let wait = (left / 2).max(Duration::from_secs(1));
@@ -256,8 +261,8 @@ impl RunningBroker {
 
     /// A store that failed for good ends the process: only a start believes the file again.
     fn watch_store(&self, store: Arc<dyn Store>) {
-        let mut stop = self.supervisor.stopping();
-        self.supervisor.go_on("store", async move {
+        let mut stop = self.ground.supervisor.stopping();
+        self.ground.supervisor.go_on("store", async move {
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -273,8 +278,8 @@ impl RunningBroker {
     /// Forgets what has ended, hourly: a task of the broker's own, recorded like all others.
     fn keep_house(&self) {
         let line = Arc::clone(&self.line);
-        let mut stop = self.supervisor.stopping();
-        self.supervisor.go_on("retention", async move {
+        let mut stop = self.ground.supervisor.stopping();
+        self.ground.supervisor.go_on("retention", async move {
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(RETENTION) => {}
@@ -293,8 +298,8 @@ impl RunningBroker {
     /// Watches the clocks.
     fn begin_chores(&self, clock: Arc<GuardedClock>) {
         let line = Arc::clone(&self.line);
-        let mut stop = self.supervisor.stopping();
-        self.supervisor.go_on("clock", async move {
+        let mut stop = self.ground.supervisor.stopping();
+        self.ground.supervisor.go_on("clock", async move {
             // The machine's clocks as they are: the guarded one would hide a step back.
             let mut watch = Watch::new(clock.raw());
             loop {

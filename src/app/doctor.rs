@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::layout::Layout;
+use super::unseal::{UnsealError, seal_state};
 use crate::model::{Clock, SystemClock};
-use crate::wire::Credentials;
+use crate::wire::{Credentials, SealState};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -56,6 +58,28 @@ pub fn examine(dir: Option<&Path>, identity: Option<&Path>, socket: Option<&Path
         findings.push(agent_socket(socket));
     }
     findings
+}
+
+/// Looks at the seal of a broker that was started sealed; nothing for any other directory.
+pub async fn examine_seal(dir: &Path) -> Option<Finding> {
+    let layout = Layout::new(dir);
+    std::fs::symlink_metadata(layout.admin_socket()).ok()?;
+    Some(match seal_state(&layout).await {
+        Ok(SealState::Sealed) => bad(
+            "seal",
+            Grade::Warn,
+            "the broker is sealed and waits for its passphrase",
+            "`doorward unseal DIR`",
+        ),
+        Ok(state) => ok("seal", state.as_str()),
+        Err(UnsealError::Nobody(_)) => ok(
+            "seal",
+            "closed; a broker that was killed left its socket, the next start removes it",
+        ),
+        Err(error) => {
+            bad("seal", Grade::Warn, error.to_string(), "run as root or as the directory's owner")
+        }
+    })
 }
 
 fn kernel() -> Finding {

@@ -29,6 +29,11 @@ impl Layout {
         self.root.join("seal.key")
     }
 
+    /// `admin.sock`: where a sealed broker takes its passphrase.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.root.join("admin.sock")
+    }
+
     /// `keys/`: namespace keys.
     pub fn keys(&self) -> PathBuf {
         self.root.join("keys")

@@ -1,7 +1,8 @@
 //! Health and metrics on a loopback TCP port: nothing secret, nothing that changes anything.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::extract::State;
@@ -11,58 +12,107 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::supervise::Supervisor;
 use crate::broker::Metrics;
 use crate::decision_log::DecisionLog;
+use crate::wire::SealState;
 
 const STARTING: u8 = 0;
 const READY: u8 = 1;
 const DRAINING: u8 = 2;
+const SEALED: u8 = 3;
 
 /// What the probes are told.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Health {
     state: AtomicU8,
-    log: DecisionLog,
+    log: OnceLock<DecisionLog>,
     metrics: Arc<Metrics>,
 }
 
 impl Health {
-    /// Not ready yet.
-    pub fn new(log: DecisionLog, metrics: Arc<Metrics>) -> Self {
-        Self { state: AtomicU8::new(STARTING), log, metrics }
+    /// The seal waits for its passphrase.
+    pub fn sealed(&self) {
+        self.set(SEALED);
+    }
+
+    /// The seal is open; the start goes on.
+    pub fn starting(&self) {
+        self.set(STARTING);
+    }
+
+    /// The log that must be writable for the broker to be ready.
+    pub fn rests_on(&self, log: DecisionLog) {
+        let _ = self.log.set(log);
     }
 
     /// Requests are answered from now on.
     pub fn ready(&self) {
-        self.state.store(READY, Ordering::Relaxed);
+        self.set(READY);
     }
 
     /// No new requests from now on.
     pub fn draining(&self) {
-        self.state.store(DRAINING, Ordering::Relaxed);
+        self.set(DRAINING);
+    }
+
+    /// The figures of this process.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// How the seal stands.
+    pub fn seal(&self) -> SealState {
+        match self.state.load(Ordering::Relaxed) {
+            SEALED => SealState::Sealed,
+            STARTING => SealState::Opening,
+            _ => SealState::Open,
+        }
+    }
+
+    fn set(&self, state: u8) {
+        self.state.store(state, Ordering::Relaxed);
+        self.metrics.sealed.set(i64::from(state == SEALED));
+    }
+
+    fn alive(&self) -> &'static str {
+        if self.seal() == SealState::Sealed { "sealed\n" } else { "ok\n" }
     }
 
     fn word(&self) -> (StatusCode, &'static str) {
+        let writable = || self.log.get().is_some_and(DecisionLog::is_ready);
         match self.state.load(Ordering::Relaxed) {
-            READY if self.log.is_ready() => (StatusCode::OK, "ready\n"),
+            READY if writable() => (StatusCode::OK, "ready\n"),
             READY => (StatusCode::SERVICE_UNAVAILABLE, "the decision log can't be written\n"),
             DRAINING => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+            SEALED => (StatusCode::SERVICE_UNAVAILABLE, "sealed\n"),
             _ => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
         }
     }
 }
 
-/// Serves until `stop` turns true.
+/// Opens the port and serves it until the process stops; gives the address.
 ///
 /// # Errors
-/// When the listener fails.
-pub async fn serve(
+/// When the port can't be had.
+pub async fn open(
+    address: SocketAddr,
+    health: Arc<Health>,
+    supervisor: &Supervisor,
+) -> Result<SocketAddr, std::io::Error> {
+    let listener = TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
+    supervisor.go_on("management", serve(listener, health, supervisor.stopping()));
+    Ok(address)
+}
+
+async fn serve(
     listener: TcpListener,
     health: Arc<Health>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), std::io::Error> {
     let router = Router::new()
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(async |State(health): State<Arc<Health>>| health.alive()))
         .route("/readyz", get(async |State(health): State<Arc<Health>>| health.word()))
         .route("/metrics", get(metrics))
         .with_state(health);

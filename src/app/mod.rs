@@ -1,5 +1,6 @@
 //! The only room that builds parts, reads configuration, spawns and supervises tasks.
 
+mod admin_socket;
 mod agent;
 mod bench;
 mod bench_policy;
@@ -9,6 +10,7 @@ mod clock;
 mod config;
 mod demo;
 mod dev;
+mod dir_lock;
 mod doctor;
 mod enrol;
 mod files;
@@ -20,8 +22,10 @@ mod process;
 mod recall;
 mod recovery;
 mod seal_source;
+mod sealed;
 mod stage;
 mod supervise;
+mod unseal;
 
 pub use agent::{AgentRunError, RunError, agent_identity, attest_pid, exec, fetch, run_agent};
 pub use bench::{Measure, bench, echo};
@@ -31,17 +35,19 @@ pub use clock::GuardedClock;
 pub use config::{BrokerConfig, SealConfig};
 pub use demo::Demo;
 pub use dev::dev;
-pub use doctor::{Finding, Grade, examine};
+pub use doctor::{Finding, Grade, examine, examine_seal};
 pub use enrol::{EnrolError, join, login};
 pub use files::{FileError, replace_private, write_private};
 pub use init::{InitError, Initialised, Wishes, init};
 pub use layout::Layout;
 pub use opening::{BrokerStart, StartError};
-pub use process::{harden, host_name, notify_ready, raise_files, shutdown_signal};
+pub use process::{harden, host_name, notify_ready, notify_sealed, raise_files, shutdown_signal};
 pub use recovery::{RecoveryError, Restore, new_recipient, recover_operator, restore};
 pub use seal_source::{SealSource, SealSourceError};
+pub use sealed::SealedBroker;
 pub use stage::Stage;
 pub use supervise::Supervisor;
+pub use unseal::{Opened, UnsealError, seal_state, unseal};
 
 // What a start opens the seal with; the command line names it through this room.
 pub use crate::vault::{KeyFile, KeyProvider, Passphrase};

@@ -1,15 +1,18 @@
-//! Opens a broker's directory in the order in which trust grows: the seal, the log's key, the log,
-//! its first record; only then anything else.
+//! Opens a broker's directory in the order in which trust grows: its lock, the seal, the log's key,
+//! the log, its first record; only then anything else.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::admin_socket::AdminSocketError;
 use super::clock::GuardedClock;
 use super::config::{BrokerConfig, SealConfig};
+use super::dir_lock::{DirLock, LockError};
 use super::init::{log_origin, places};
 use super::layout::Layout;
-use super::supervise::Supervisor;
+use super::management::{self, Health};
+use super::supervise::{Fall, Supervisor};
 use crate::administration::PolicyError;
 use crate::authority::{Authority, AuthorityError};
 use crate::broker::ListenError;
@@ -29,6 +32,15 @@ const SEALED_MAX: u64 = 64 * 1024;
 /// Why a broker does not start. Each names what is wrong; nothing is repaired silently.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// Another process has the directory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The socket for passphrases.
+    #[error(transparent)]
+    Admin(#[from] AdminSocketError),
+    /// A task ended while the seal was waited for.
+    #[error("the task `{}` fell: {}", .0.0, .0.1)]
+    Fell(Fall),
     /// The seal does not open.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -120,10 +132,46 @@ pub struct BrokerStart {
     pub clock: Arc<dyn Clock>,
 }
 
-/// What stands once the seal is open and the start is recorded.
-pub struct Opened {
+/// What stands before the seal is open.
+pub(super) struct Ground {
+    /// The directory, nobody else's.
+    pub lock: DirLock,
     /// The tasks of this process.
     pub supervisor: Supervisor,
+    /// What the probes are told.
+    pub health: Arc<Health>,
+    /// The management port, once it is open.
+    pub management: Option<SocketAddr>,
+}
+
+impl Ground {
+    /// Takes the directory.
+    pub async fn take(layout: &Layout) -> Result<Self, StartError> {
+        Ok(Self {
+            lock: DirLock::take(layout.root()).await?,
+            supervisor: Supervisor::default(),
+            health: Arc::default(),
+            management: None,
+        })
+    }
+
+    /// The address of the management port; it is opened if it was not before.
+    pub async fn open_management(&mut self, at: SocketAddr) -> Result<SocketAddr, StartError> {
+        if let Some(address) = self.management {
+            return Ok(address);
+        }
+        let address = management::open(at, Arc::clone(&self.health), &self.supervisor)
+            .await
+            .map_err(|source| StartError::Management { address: at, source })?;
+        self.management = Some(address);
+        Ok(address)
+    }
+}
+
+/// What stands once the seal is open and the start is recorded.
+pub(super) struct Opened {
+    /// What stood before.
+    pub ground: Ground,
     /// Time, never before the last record.
     pub clock: Arc<GuardedClock>,
     /// The root key.
@@ -150,10 +198,20 @@ impl BrokerStart {
     /// # Errors
     /// The first thing that does not stand as it should; keys are wiped then.
     pub(super) async fn open(&self) -> Result<Opened, StartError> {
-        let supervisor = Supervisor::default();
-        let root = Arc::new(RootKey::open(self.layout.root(), self.provider.as_ref())?);
+        let ground = Ground::take(&self.layout).await?;
+        let root = RootKey::open(self.layout.root(), self.provider.as_ref())?;
+        self.open_on(ground, root).await
+    }
+
+    /// The same once the seal is open.
+    pub(super) async fn open_on(
+        &self,
+        ground: Ground,
+        root: RootKey,
+    ) -> Result<Opened, StartError> {
+        let root = Arc::new(root);
         let clock = Arc::new(GuardedClock::new(Arc::clone(&self.clock)));
-        let (log, log_thread) = self.open_log(&root, &clock, &supervisor)?;
+        let (log, log_thread) = self.open_log(&root, &clock, &ground.supervisor)?;
         let store: Arc<dyn Store> = Arc::new(RedbStore::open(&self.layout.store())?);
         let size = log.size();
         if let Some(grant) = store.last_grant().await?.filter(|grant| *grant >= size) {
@@ -164,7 +222,8 @@ impl BrokerStart {
             store_revision: store.revision().await?,
         })
         .await?;
-        Ok(Opened { supervisor, clock, root, log, log_thread, store })
+        ground.health.rests_on(log.clone());
+        Ok(Opened { ground, clock, root, log, log_thread, store })
     }
 
     fn open_log(
@@ -209,12 +268,15 @@ impl Opened {
     pub(super) async fn close(self) {
         drop(self.store);
         drop(self.log);
-        self.supervisor.drain().await;
+        let Ground { lock, supervisor, health, .. } = self.ground;
+        supervisor.drain().await;
+        drop(health);
         let log_thread = self.log_thread;
         let joined = tokio::task::spawn_blocking(move || log_thread.join());
         if tokio::time::timeout(limits::DRAIN, joined).await.is_err() {
             tracing::warn!("the decision log's writer did not end in time");
         }
+        drop(lock);
     }
 }
 

@@ -44,6 +44,16 @@ pub fn shutdown_signal() -> Result<impl Future<Output = ()>, std::io::Error> {
 
 /// Tells systemd that requests are answered (`Type=notify`). Without systemd it does nothing.
 pub fn notify_ready() {
+    notify("READY=1\nSTATUS=ready");
+}
+
+/// Tells systemd that the start has come as far as it can without a person. A unit that waited for
+/// the passphrase would be killed at the end of its start's time, and started again, for ever.
+pub fn notify_sealed() {
+    notify("READY=1\nSTATUS=sealed: `doorward unseal` opens it");
+}
+
+fn notify(state: &str) {
     use std::os::linux::net::SocketAddrExt as _;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
@@ -52,8 +62,8 @@ pub fn notify_ready() {
         Some(hidden) => SocketAddr::from_abstract_name(hidden),
         None => SocketAddr::from_pathname(&name),
     };
-    let sent =
-        address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
+    let sent = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
         tracing::warn!(%error, "systemd could not be told");
     }

@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::config::SealConfig;
 use crate::model::SecretValue;
+use crate::model::limits::PASSPHRASE_MAX;
 use crate::vault::{KeyFile, KeyProvider, Passphrase};
-
-/// Longest passphrase, in bytes.
-const PASSPHRASE_MAX: u64 = 4096;
 
 /// Where a passphrase is read.
 #[derive(Debug, Clone, Default)]
@@ -31,10 +29,7 @@ pub enum SealSourceError {
         source: std::io::Error,
     },
     /// Nobody to ask.
-    #[error(
-        "a passphrase is needed and there is no terminal to ask for it: use \
-         `--passphrase-file FILE`, or systemd's `LoadCredentialEncrypted=doorward-passphrase:…`"
-    )]
+    #[error("a passphrase is needed and there is no terminal to ask for it")]
     NoTerminal,
     /// The terminal failed.
     #[error("the terminal did not answer")]
@@ -59,6 +54,11 @@ impl SealSource {
         }
     }
 
+    /// Whether a passphrase can be had without the admin socket: a file, a credential, a terminal.
+    pub fn is_there(&self) -> bool {
+        self.passphrase_file.is_some() || credential().is_some() || std::io::stdin().is_terminal()
+    }
+
     /// The passphrase; `twice` asks a person again.
     ///
     /// # Errors
@@ -67,11 +67,8 @@ impl SealSource {
         if let Some(path) = &self.passphrase_file {
             return from_file(path);
         }
-        if let Some(dir) = std::env::var_os("CREDENTIALS_DIRECTORY") {
-            let path = Path::new(&dir).join("doorward-passphrase");
-            if path.exists() {
-                return from_file(&path);
-            }
+        if let Some(path) = credential() {
+            return from_file(&path);
         }
         if !std::io::stdin().is_terminal() {
             return Err(SealSourceError::NoTerminal);
@@ -94,14 +91,21 @@ impl SealSource {
     }
 }
 
+/// The service manager's credential, if there is one.
+fn credential() -> Option<PathBuf> {
+    let dir = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+    Some(Path::new(&dir).join("doorward-passphrase")).filter(|path| path.exists())
+}
+
 fn from_file(path: &Path) -> Result<SecretValue, SealSourceError> {
     let fault = |source| SealSourceError::File { path: path.to_owned(), source };
-    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(PASSPHRASE_MAX as usize));
+    let most = u64::try_from(PASSPHRASE_MAX).unwrap_or(u64::MAX);
+    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(PASSPHRASE_MAX));
     if path == Path::new("-") {
-        std::io::stdin().take(PASSPHRASE_MAX).read_to_end(&mut bytes).map_err(fault)?;
+        std::io::stdin().take(most).read_to_end(&mut bytes).map_err(fault)?;
     } else {
         let file = std::fs::File::open(path).map_err(fault)?;
-        file.take(PASSPHRASE_MAX).read_to_end(&mut bytes).map_err(fault)?;
+        file.take(most).read_to_end(&mut bytes).map_err(fault)?;
     }
     while matches!(bytes.last(), Some(b'\n' | b'\r')) {
         bytes.pop();

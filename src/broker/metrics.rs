@@ -25,6 +25,8 @@ pub struct Metrics {
     registry: Registry,
     decisions: Family<Decided, Counter>,
     seconds: Histogram,
+    /// 1 while the seal is closed.
+    pub sealed: Gauge<i64, AtomicI64>,
     /// Living connections.
     pub connections: Gauge<i64, AtomicI64>,
     /// Connections closed by a revocation, an expiry or a posture drop.
@@ -40,11 +42,12 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("doorward");
         let decisions = Family::<Decided, Counter>::default();
         let seconds = Histogram::new(exponential_buckets(0.000_05, 2.0, 16));
-        let connections = Gauge::default();
+        let (sealed, connections) = (Gauge::default(), Gauge::default());
         let (closed, handshakes_refused, frames_refused) =
             (Counter::default(), Counter::default(), Counter::default());
         registry.register("decisions", "Requests decided, by action and reason", decisions.clone());
         registry.register("request_seconds", "From head read to outcome", seconds.clone());
+        registry.register("sealed", "1 while the seal is closed", sealed.clone());
         registry.register("connections", "Living connections", connections.clone());
         registry.register("connections_closed", "Closed by the broker", closed.clone());
         registry.register("handshakes_refused", "Refused handshakes", handshakes_refused.clone());
@@ -53,6 +56,7 @@ impl Default for Metrics {
             registry,
             decisions,
             seconds,
+            sealed,
             connections,
             closed,
             handshakes_refused,

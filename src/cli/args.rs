@@ -42,6 +42,8 @@ pub enum Command {
     Init(InitOptions),
     /// Run a broker
     Broker(BrokerOptions),
+    /// Hand a sealed broker its passphrase
+    Unseal(UnsealOptions),
     /// Run the agent of this machine, or join it to a broker
     Agent {
         /// The agent's state directory

@@ -3,13 +3,17 @@
 use std::path::Path;
 
 use super::access::Access;
+use super::block_on;
 use super::fault::Fault;
 use super::output::Output;
-use crate::app::{Grade, examine};
+use crate::app::{Grade, examine, examine_seal};
 
 pub fn doctor(dir: Option<&Path>, access: &Access, output: &Output) -> Result<(), Fault> {
     let socket = access.agent();
-    let findings = examine(dir, access.identity(), socket.as_deref());
+    let mut findings = examine(dir, access.identity(), socket.as_deref());
+    if let Some(dir) = dir {
+        findings.extend(block_on(async { Ok(examine_seal(dir).await) })?);
+    }
     let failed = findings.iter().filter(|finding| finding.grade == Grade::Fail).count();
     for finding in &findings {
         let word = match finding.grade {

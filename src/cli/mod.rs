@@ -6,6 +6,7 @@
 mod access;
 mod admin;
 mod args;
+mod broker;
 mod doctor;
 mod fault;
 mod import;
@@ -68,7 +69,8 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
         }
         Command::Demo { keep } => serve::demo(keep, output),
         Command::Init(wishes) => serve::init(wishes, output),
-        Command::Broker(options) => serve::broker(options, output),
+        Command::Broker(options) => broker::broker(options, output),
+        Command::Unseal(options) => broker::unseal(options, output),
         Command::Dev { dir } => serve::dev(dir, output),
         Command::Agent { dir, action } => serve::agent(dir, action, output),
         Command::Login { token } => serve::login(&token, &access, output),

@@ -24,7 +24,7 @@ pub struct InitOptions {
     /// Host name or address that other machines reach this broker by
     #[arg(long, value_name = "HOST", default_value = "localhost")]
     pub advertise: String,
-    /// `key-file` (starts by itself) or `passphrase` (a person at each start, or a systemd credential)
+    /// `key-file` (starts by itself) or `passphrase` (a person at each start: `unseal`, or a systemd credential)
     #[arg(long, default_value = "key-file", value_parser = ["key-file", "passphrase"])]
     pub seal: String,
     /// An existing 32-byte key file; without it one is made in the directory
@@ -49,9 +49,22 @@ pub struct BrokerOptions {
     /// Read the passphrase from this file; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
+    /// Wait for `doorward unseal`, also where the passphrase could be had at once
+    #[arg(long, conflicts_with = "passphrase_file")]
+    pub sealed: bool,
     /// Write the addresses to this file once requests are answered
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
+}
+
+/// `doorward unseal`
+#[derive(Debug, ClapArgs)]
+pub struct UnsealOptions {
+    /// The broker's directory
+    pub dir: PathBuf,
+    /// Read the passphrase from this file; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
 }
 
 /// `doorward agent …`

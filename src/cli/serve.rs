@@ -1,4 +1,4 @@
-//! init, broker, agent, login, dev, demo, recover, restore, config check.
+//! init, agent, login, dev, demo, recover, restore, config check.
 
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
@@ -8,24 +8,22 @@ use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
 use super::access::Access;
-use super::args::{
-    AgentAction, BrokerOptions, ConfigAction, InitOptions, RecoverAction, RestoreOptions,
-};
+use super::args::{AgentAction, ConfigAction, InitOptions, RecoverAction, RestoreOptions};
 use super::block_on;
 use super::fault::Fault;
 use super::output::Output;
 use crate::app::{
     self, BrokerConfig, BrokerStart, KeyFile, KeyProvider, Layout, Passphrase, SealConfig,
-    SealSource, Wishes, shutdown_signal,
+    SealSource, SealSourceError, Wishes, shutdown_signal,
 };
 use crate::model::{Clock, SecretValue, SystemClock, TrustDomain};
 
-fn clock() -> Arc<dyn Clock> {
+pub(super) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock)
 }
 
 /// The program's own diagnostics: for people on a terminal, JSON otherwise.
-fn diagnostics() {
+pub(super) fn diagnostics() {
     app::raise_files();
     let filter = EnvFilter::try_from_env("DOORWARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -46,7 +44,7 @@ pub fn config(action: ConfigAction, output: &Output) -> Result<(), Fault> {
     Ok(())
 }
 
-fn read_config(file: &Path, output: &Output) -> Result<BrokerConfig, Fault> {
+pub(super) fn read_config(file: &Path, output: &Output) -> Result<BrokerConfig, Fault> {
     let text = std::fs::read_to_string(file).map_err(|error| {
         Fault::failed(format!("can't read `{}`", file.display())).cause(error.to_string())
     })?;
@@ -61,6 +59,18 @@ fn read_config(file: &Path, output: &Output) -> Result<BrokerConfig, Fault> {
     })
 }
 
+/// Why there is no passphrase, and where one could come from.
+pub(super) fn no_passphrase(error: SealSourceError) -> Fault {
+    let fault = Fault::of(&error);
+    match error {
+        SealSourceError::NoTerminal => fault.hint(
+            "use `--passphrase-file FILE`; `-` is standard input, and systemd has \
+             `LoadCredentialEncrypted=doorward-passphrase:…`",
+        ),
+        _ => fault,
+    }
+}
+
 pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
     let trust_domain = TrustDomain::parse(&options.trust_domain).map_err(|error| {
         Fault::usage(format!("`{}` is not a trust domain", options.trust_domain))
@@ -72,7 +82,7 @@ pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
         match (passphrase, options.key_file) {
             (true, _) => {
                 let source = SealSource { passphrase_file: options.passphrase_file };
-                let text = source.passphrase(true).map_err(|error| Fault::of(&error))?;
+                let text = source.passphrase(true).map_err(no_passphrase)?;
                 (SealConfig::Passphrase, Some(Box::new(Passphrase(text))))
             }
             (false, Some(path)) => {
@@ -109,7 +119,7 @@ pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
     };
     let human = match passphrase {
         true => {
-            "\nA passphrase means a person at each start, or a systemd credential\n\
+            "\nA passphrase means a person at each start (`doorward unseal`), or a systemd credential\n\
                  (LoadCredentialEncrypted=doorward-passphrase:…)."
         }
         false => {
@@ -131,39 +141,6 @@ pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
         }),
     );
     Ok(())
-}
-
-pub fn broker(options: BrokerOptions, output: &Output) -> Result<(), Fault> {
-    diagnostics();
-    let layout = Layout::new(&options.dir);
-    let config = read_config(&layout.config(), output)?;
-    let source = SealSource { passphrase_file: options.passphrase_file };
-    let provider = match BrokerStart::key_file(&layout, &config) {
-        Some(provider) => provider,
-        None => source.provider(&config.seal).map_err(|error| Fault::of(&error))?,
-    };
-    block_on(async {
-        let stop = shutdown_signal().map_err(|error| Fault::of(&error))?;
-        let start = BrokerStart { layout, config, provider, clock: clock() };
-        let running = start.start().await.map_err(|error| {
-            Fault::of(&error).hint("`doorward doctor DIR` looks at the directory and the machine")
-        })?;
-        tracing::info!(
-            broker = %running.address, enrolment = %running.enrolment,
-            management = %running.management, "ready"
-        );
-        if let Some(file) = &options.ready_file {
-            let text = json!({
-                "broker": running.address.to_string(), "enrolment": running.enrolment.to_string(),
-                "management": running.management.to_string(),
-            });
-            app::replace_private(file, text.to_string().as_bytes()).map_err(|e| Fault::of(&e))?;
-        }
-        app::notify_ready();
-        running.run_until(stop).await.map_err(|(task, why)| {
-            Fault::failed(format!("the task `{task}` fell; the broker has stopped")).cause(why)
-        })
-    })
 }
 
 /// A token from the command line, or from standard input for `-`.
@@ -269,9 +246,7 @@ pub fn recover(action: RecoverAction, output: &Output) -> Result<(), Fault> {
     let config = read_config(&layout.config(), output)?;
     let provider = match BrokerStart::key_file(&layout, &config) {
         Some(provider) => provider,
-        None => SealSource { passphrase_file }
-            .provider(&config.seal)
-            .map_err(|error| Fault::of(&error))?,
+        None => SealSource { passphrase_file }.provider(&config.seal).map_err(no_passphrase)?,
     };
     let token = block_on(async {
         let start = BrokerStart { layout, config, provider, clock: clock() };

@@ -63,6 +63,16 @@ pub const NAMESPACE_KEYS_CACHED: usize = 1024;
 pub const KEY_EPOCHS_MAX: usize = 16;
 /// A seal's file, in bytes; a real one has about 500.
 pub const SEAL_FILE_MAX: usize = 4096;
+/// A passphrase, in bytes: longer than anybody types, one page of memory.
+pub const PASSPHRASE_MAX: usize = 4096;
+/// The JSON head of a frame to a sealed broker's admin socket, in bytes; an honest one has 13.
+pub const ADMIN_HEAD_MAX: usize = 256;
+/// Connections to the admin socket at once: one person, a probe, and room for both to be slow.
+pub const ADMIN_CONNECTIONS: usize = 8;
+/// `unseal` waits this long for the start that follows: a store that is verified whole takes minutes.
+pub const UNSEAL_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// A start waits this long for the broker before it to let go of the directory.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The JSON head of one frame, in bytes: the largest honest one is an entry with 16 selectors.
 pub const HEAD_MAX: usize = 16 * 1024;

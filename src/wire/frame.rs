@@ -19,7 +19,7 @@ use crate::model::{
 };
 
 /// Bytes of the two lengths.
-const LENGTHS: usize = 8;
+pub(super) const LENGTHS: usize = 8;
 /// Bodies up to this leave in one write with their head; larger ones follow it in slices of this
 /// size and are never copied whole.
 const AT_ONCE: usize = VALUE_MAX;
@@ -320,7 +320,7 @@ fn opening_body_max(ask: &Ask) -> usize {
     }
 }
 
-fn check_head(length: usize, limit: usize) -> Result<(), FrameError> {
+pub(super) fn check_head(length: usize, limit: usize) -> Result<(), FrameError> {
     match length {
         0 => Err(FrameError::HeadEmpty),
         length if length > limit => Err(FrameError::HeadTooLarge { length, limit }),
@@ -328,7 +328,7 @@ fn check_head(length: usize, limit: usize) -> Result<(), FrameError> {
     }
 }
 
-fn check_body(length: usize, limit: usize) -> Result<(), FrameError> {
+pub(super) fn check_body(length: usize, limit: usize) -> Result<(), FrameError> {
     if length > limit { Err(FrameError::BodyTooLarge { length, limit }) } else { Ok(()) }
 }
 
@@ -343,7 +343,7 @@ async fn read_lengths<R: AsyncRead + Unpin + ?Sized>(from: &mut R) -> Result<Len
 }
 
 /// Heads come here too: whoever sets the lengths wrong puts a body where the head should be.
-async fn read_exactly<R: AsyncRead + Unpin + ?Sized>(
+pub(super) async fn read_exactly<R: AsyncRead + Unpin + ?Sized>(
     from: &mut R,
     length: usize,
     part: &'static str,
@@ -378,7 +378,7 @@ fn reply_body_max(reply: &Reply) -> usize {
     }
 }
 
-async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
+pub(super) async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
     to: &mut W,
     head: &[u8],
     body: &[u8],

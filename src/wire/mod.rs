@@ -5,6 +5,7 @@
 //! secret is wiped. Configurations of TLS and QUIC are made in `wire/tls.rs` and nowhere else, because a
 //! single careless default (tickets, 0-RTT) would let an ended identity in.
 
+mod admin;
 mod bare;
 mod client;
 mod client_error;
@@ -22,6 +23,10 @@ mod strict;
 mod tls;
 mod transport;
 
+pub use admin::{
+    AdminAsk, AdminReply, SealState, parse_admin_ask, parse_admin_reply, read_admin_ask,
+    read_admin_reply, write_admin_ask, write_admin_reply,
+};
 pub use bare::{BareClient, BareError, echo};
 pub use client::Client;
 pub use client_error::ClientError;

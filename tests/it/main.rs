@@ -13,5 +13,6 @@ mod local_http;
 mod matrix;
 mod postgres;
 mod scene;
+mod sealed;
 mod snapshots;
 mod tidy;

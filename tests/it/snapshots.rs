@@ -243,6 +243,7 @@ fn words_that_people_are_told() {
     refusals(&mut book);
     answers(&mut book);
     workload(&mut book);
+    sealed(&mut book);
     unreachable(&mut book);
     book.end();
 }
@@ -466,6 +467,51 @@ fn workload(book: &mut Book) {
     told.stderr = std::mem::take(&mut told.stdout).replace('\r', "");
     book.compare_run("get_to_a_terminal", &get, &told);
     book.fails("get_to_a_terminal", &told, 2, false);
+}
+
+/// A broker that waits for its passphrase.
+fn sealed(book: &mut Book) {
+    let told = book.tell("unseal_key_file", &["unseal", "broker"]);
+    book.fails("unseal_key_file", &told, 1, false);
+    let told = book.tell("sealed_key_file", &["broker", "broker", "--sealed"]);
+    book.fails("sealed_key_file", &told, 2, false);
+    let free = || {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.local_addr().unwrap().to_string()
+    };
+    #[rustfmt::skip]
+    let args = [
+        "init", "waiting", "--trust-domain", "dev.doorward", "--listen", &free(),
+        "--listen-enrolment", &free(), "--management", "127.0.0.1:0", "--advertise", "127.0.0.1",
+        "--token-file", "waiting.token", "--seal", "passphrase", "--passphrase-file", "-",
+    ];
+    assert_eq!(book.run(&program(), &args, Some("right")).code, 0);
+    let unseal = ["unseal", "waiting", "--passphrase-file", "-"];
+    let told = book.tell_with("unseal_nobody", &unseal, Some("right"));
+    book.fails("unseal_nobody", &told, 4, false);
+
+    let mut broker = Command::new(program())
+        .args(["broker", "waiting"])
+        .current_dir(book.stage.dir())
+        .env_remove("CREDENTIALS_DIRECTORY")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let socket = book.stage.dir().join("waiting/admin.sock");
+    let asked = || std::os::unix::net::UnixStream::connect(&socket).is_ok();
+    until(Duration::from_secs(20), asked, |open| *open);
+    let told = book.tell("unseal_no_passphrase", &["unseal", "waiting"]);
+    book.fails("unseal_no_passphrase", &told, 1, false);
+    let told = book.tell_with("unseal_wrong", &unseal, Some("wrong"));
+    book.fails("unseal_wrong", &told, 1, false);
+    let told = book.tell_with("unsealed", &unseal, Some("right"));
+    assert_eq!((told.code, told.stderr.as_str()), (0, ""));
+    let told = book.tell_with("unsealed_already", &unseal, Some("right"));
+    assert_eq!((told.code, told.stderr.as_str()), (0, ""));
+    let _ = broker.kill();
+    let _ = broker.wait();
 }
 
 /// Nobody there.
