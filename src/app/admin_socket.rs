@@ -79,6 +79,8 @@ pub(super) struct Attempt {
     pub passphrase: SecretValue,
     /// Who sent it, for the diagnostics.
     pub pid: Option<i32>,
+    /// As which user.
+    pub uid: u32,
     stream: UnixStream,
     _place: OwnedSemaphorePermit,
 }
@@ -199,7 +201,7 @@ impl Desk {
             }
         };
         if !may_ask(uid) {
-            tracing::warn!(uid, ?pid, "refused at the admin socket");
+            tracing::warn!(uid, pid, "refused at the admin socket");
             let why = "only root and the broker's own user are listened to";
             return tell(&mut stream, &refused(why.to_owned())).await;
         }
@@ -208,7 +210,7 @@ impl Desk {
             Err(_) => refused("nothing whole came in time".to_owned()),
             Ok(Err(error)) => refused(error.to_string()),
             Ok(Ok((AdminAsk::Unseal {}, passphrase))) if self.state() == SealState::Sealed => {
-                let attempt = Attempt { passphrase, pid, stream, _place: place };
+                let attempt = Attempt { passphrase, pid, uid, stream, _place: place };
                 // It comes back when the seal was opened meanwhile.
                 let Err(back) = self.attempts.try_send(attempt) else { return };
                 stream = back.into_inner().stream;

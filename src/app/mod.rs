@@ -47,7 +47,7 @@ pub use seal_source::{SealSource, SealSourceError};
 pub use sealed::SealedBroker;
 pub use stage::Stage;
 pub use supervise::Supervisor;
-pub use unseal::{Opened, UnsealError, seal_state, unseal};
+pub use unseal::{UnsealError, Unsealed, seal_state, unseal};
 
 // What a start opens the seal with; the command line names it through this room.
 pub use crate::vault::{KeyFile, KeyProvider, Passphrase};

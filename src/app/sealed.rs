@@ -90,9 +90,16 @@ impl SealedBroker {
             match self.try_passphrase(passphrase).await {
                 Ok((root, provider)) => return self.go_on(root, provider, asked).await.map(Some),
                 Err(reply) => {
-                    let pid = asked.pid;
-                    let wrong = matches!(reply, AdminReply::WrongPassphrase {});
-                    tracing::warn!(?pid, wrong, "the seal was not opened");
+                    let why = match &reply {
+                        AdminReply::Failed { error, .. } => error.as_str(),
+                        _ => "wrong passphrase",
+                    };
+                    tracing::warn!(
+                        pid = asked.pid,
+                        uid = asked.uid,
+                        why,
+                        "the seal was not opened"
+                    );
                     asked.tell(&reply).await;
                 }
             }
@@ -125,7 +132,7 @@ impl SealedBroker {
         asked: Attempt,
     ) -> Result<RunningBroker, StartError> {
         let Self { layout, config, clock, ground, mut attempts } = self;
-        tracing::info!(pid = ?asked.pid, "the seal is open");
+        tracing::info!(pid = asked.pid, uid = asked.uid, "the seal is open");
         ground.health.starting();
         attempts.close();
         while let Ok(late) = attempts.try_recv() {

@@ -67,7 +67,7 @@ pub enum UnsealError {
 
 /// The addresses of a broker that a passphrase opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opened {
+pub struct Unsealed {
     /// UDP address for holders of SVIDs.
     pub broker: String,
     /// UDP address for applicants.
@@ -102,11 +102,11 @@ pub async fn seal_state(layout: &Layout) -> Result<SealState, UnsealError> {
 pub async fn unseal(
     layout: &Layout,
     passphrase: &SecretValue,
-) -> Result<Option<Opened>, UnsealError> {
+) -> Result<Option<Unsealed>, UnsealError> {
     let stream = connect(layout).await?;
     match ask(stream, AdminAsk::Unseal {}, passphrase, limits::UNSEAL_TIMEOUT).await? {
         AdminReply::Opened { broker, enrolment, management } => {
-            Ok(Some(Opened { broker, enrolment, management }))
+            Ok(Some(Unsealed { broker, enrolment, management }))
         }
         AdminReply::Seal { state: SealState::Opening | SealState::Open } => Ok(None),
         other => Err(unexpected(other)),

@@ -255,7 +255,10 @@ fn it_waits_is_opened_by_the_right_passphrase_and_records_that_first() {
     assert_eq!(read.stdout, b"s3cret", "{}", String::from_utf8_lossy(&read.stderr));
     assert_eq!(broker.stop(), 0);
     let said = broker.said();
-    assert!(said.contains("the seal was not opened"), "{said}");
+    let told = said.lines().find(|line| line.contains("the seal was not opened")).unwrap();
+    let told: Value = serde_json::from_str(told).unwrap();
+    assert_eq!(told["fields"]["why"], "wrong passphrase", "{told}");
+    assert!(told["fields"]["pid"].is_u64() && told["fields"]["uid"].is_u64(), "{told}");
     for word in [RIGHT, WRONG, "s3cret"] {
         assert!(!said.contains(word), "{said}");
     }
