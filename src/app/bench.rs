@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::stage::{DOMAIN, Stage};
+use crate::broker::Spawn;
 use crate::model::{Ask, Clock, SecretName, SystemClock};
 use crate::wire::{self, BareClient, Credentials, Opening};
 
@@ -292,15 +293,34 @@ fn cpu_seconds(pid: u32) -> Result<f64, String> {
 /// # Errors
 /// In words. It does not end otherwise.
 pub async fn echo(identity: &Path, answer: usize, ready: &Path) -> Result<(), String> {
-    let own = Credentials::load(identity).map_err(words)?;
     let supervisor = super::supervise::Supervisor::default();
-    let spawner = supervisor.spawner();
-    let ready = |address: SocketAddr| {
-        let _ = super::files::replace_private(ready, address.to_string().as_bytes());
-    };
-    let local = ([127, 0, 0, 1], 0).into();
+    let mut sockets = wire::sockets(([127, 0, 0, 1], 0).into(), super::ports::cores())
+        .map_err(words)?
+        .into_iter();
+    let first = sockets.next().ok_or("no socket")?;
+    let address = first.local_addr().map_err(words)?;
+    // As many threads as serve a broker's port.
+    for socket in sockets {
+        let (identity, spawner) = (identity.to_owned(), supervisor.spawner());
+        let serve = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.map_err(words)?.block_on(echo_on(socket, &identity, answer, &spawner))
+        };
+        supervisor.go_on_thread("echo", serve).map_err(words)?;
+    }
+    super::files::replace_private(ready, address.to_string().as_bytes()).map_err(words)?;
+    echo_on(first, identity, answer, &supervisor.spawner()).await
+}
+
+async fn echo_on(
+    socket: std::net::UdpSocket,
+    identity: &Path,
+    answer: usize,
+    spawner: &Spawn,
+) -> Result<(), String> {
+    let own = Credentials::load(identity).map_err(words)?;
     let pair = (own.chain.clone(), own.key.clone_key());
-    wire::echo(local, pair, &own.bundle, answer, ready, &|task| spawner("echo", task))
+    wire::echo(socket, pair, &own.bundle, answer, &|task| spawner("echo", task))
         .await
         .map_err(words)
 }

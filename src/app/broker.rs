@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::clock::{GuardedClock, Watch};
 use super::opening::{BrokerStart, Ground, Opened, StartError};
+use super::ports::{Opening, cores};
 use super::recall::recall;
 use super::supervise::{Fall, Supervisor};
 use crate::administration::{Administration, Policies};
-use crate::broker::{Connections, Line, LineParts, Listener, Port, Rates, Ready};
+use crate::broker::{Connections, Door, Line, LineParts, Port, Rates, Ready};
 use crate::decision_log::{Note, RecordError};
 use crate::identity::Task;
 use crate::model::{Ask, Clock, limits};
@@ -34,7 +35,8 @@ pub struct RunningBroker {
     pub management: SocketAddr,
     line: Arc<Line>,
     ground: Ground,
-    log_thread: std::thread::JoinHandle<()>,
+    /// The log's writer and those that serve connections.
+    threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl BrokerStart {
@@ -113,40 +115,31 @@ impl BrokerStart {
         let parts = line.parts();
         let server = ServerIdentity::new(own.chain, own.key)?;
         let connections = Arc::new(Connections::default());
-        let main = Listener::open(
-            self.config.listen,
-            wire::broker_server(
-                Arc::clone(&server),
-                Arc::clone(&parts.identity),
-                Arc::clone(&parts.clock),
-            )?,
-            Port::Main,
-            Arc::clone(&line),
-            Arc::clone(&connections),
-        )?;
-        let enrolment = Listener::open(
-            self.config.enrolment,
-            wire::applicant_server(Arc::clone(&server), Arc::clone(&parts.clock))?,
-            Port::Enrolment,
-            Arc::clone(&line),
-            Arc::clone(&connections),
-        )?;
+        let (identity, clock) = (Arc::clone(&parts.identity), Arc::clone(&parts.clock));
+        let main = Opening {
+            address: self.config.listen,
+            config: wire::broker_server(Arc::clone(&server), identity, clock)?,
+            door: Door::new(Port::Main, &line, &connections),
+            threads: self.config.threads.unwrap_or_else(cores),
+        };
+        let enrolment = Opening {
+            address: self.config.enrolment,
+            config: wire::applicant_server(Arc::clone(&server), Arc::clone(&parts.clock))?,
+            door: Door::new(Port::Enrolment, &line, &connections),
+            threads: 1,
+        };
+        let mut threads = vec![opened.log_thread];
+        let supervisor = &opened.ground.supervisor;
+        let address = main.open("broker port", supervisor, &mut threads)?;
+        let enrolment = enrolment.open("enrolment port", supervisor, &mut threads)?;
         let running = RunningBroker {
-            address: main.address().unwrap_or(self.config.listen),
-            enrolment: enrolment.address().unwrap_or(self.config.enrolment),
+            address,
+            enrolment,
             management: opened.ground.open_management(self.config.management).await?,
             line: Arc::clone(&line),
             ground: opened.ground,
-            log_thread: opened.log_thread,
+            threads,
         };
-        let supervisor = &running.ground.supervisor;
-        for (name, listener) in [("broker port", main), ("enrolment port", enrolment)] {
-            let (spawn, stop) = (supervisor.spawner(), supervisor.stopping());
-            supervisor.go_on(name, async move {
-                listener.run(spawn, stop).await;
-                Ok::<_, std::convert::Infallible>(())
-            });
-        }
         running.review_connections(connections);
         running.renew_own(server, own.until);
         Ok(running)
@@ -174,9 +167,12 @@ impl RunningBroker {
         supervisor.drain().await;
         drop(self.line);
         drop(health);
-        let log_thread = self.log_thread;
-        let joined = tokio::task::spawn_blocking(move || log_thread.join());
-        if tokio::time::timeout(limits::DRAIN, joined).await.is_err() {
+        let threads = self.threads;
+        let joined = tokio::task::spawn_blocking(move || {
+            // The log's writer is the first: it ends when the last handle on the log is gone.
+            threads.into_iter().rev().for_each(|thread| drop(thread.join()));
+        });
+        if tokio::time::timeout(limits::DRAIN * 2, joined).await.is_err() {
             tracing::warn!("the decision log's writer did not end in time");
         }
         drop(lock);

@@ -1,6 +1,7 @@
 //! `broker.toml`: read whole, every fault named at once, unknown keys refused.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use toml::Spanned;
@@ -38,6 +39,9 @@ pub struct BrokerConfig {
     pub caller_rate: u32,
     /// Denials a second of one caller.
     pub denial_rate: u32,
+    /// Threads that serve connections; by default one a core, at most
+    /// [`limits::SERVING_THREADS`].
+    pub threads: Option<usize>,
 }
 
 const KEYS: &[&str] = &["trust_domain", "listen", "advertise", "seal", "limits"];
@@ -65,9 +69,11 @@ impl BrokerConfig {
         let advertised = reader.place(advertise, "broker");
         let advertised_enrolment = reader.place(advertise, "enrolment");
         let seal = reader.seal(table);
-        let rates = reader.section(table, "limits", &["caller_rate", "denial_rate"]);
-        let caller_rate = reader.number(rates, "caller_rate", limits::CALLER_RATE);
-        let denial_rate = reader.number(rates, "denial_rate", limits::DENIAL_RATE);
+        let rates = reader.section(table, "limits", &["caller_rate", "denial_rate", "threads"]);
+        let rate = 1..=1_000_000;
+        let caller_rate = reader.number(rates, "caller_rate", &rate, limits::CALLER_RATE);
+        let denial_rate = reader.number(rates, "denial_rate", &rate, limits::DENIAL_RATE);
+        let threads = reader.threads(rates);
         let whole = (|| {
             Some(Self {
                 trust_domain: trust_domain?,
@@ -79,6 +85,7 @@ impl BrokerConfig {
                 seal: seal?,
                 caller_rate: caller_rate?,
                 denial_rate: denial_rate?,
+                threads: threads?,
             })
         })();
         match whole {
@@ -95,6 +102,8 @@ impl BrokerConfig {
             }
             SealConfig::Passphrase => "kind = \"passphrase\"\n".to_owned(),
         };
+        let threads = self.threads.map(|threads| format!("threads = {threads}\n"));
+        let threads = threads.unwrap_or_default();
         format!(
             "# Doorward broker. `doorward config check` names every fault of this file.\n\
              trust_domain = \"{}\"\n\n\
@@ -107,7 +116,7 @@ impl BrokerConfig {
              [seal]\n{seal}\n\
              [limits]\n\
              # A second, of one caller; more is counted and refused as `limited`.\n\
-             caller_rate = {}\ndenial_rate = {}\n",
+             caller_rate = {}\ndenial_rate = {}\n{threads}",
             self.trust_domain,
             self.listen,
             self.enrolment,
@@ -266,15 +275,31 @@ impl Reader<'_> {
         }
     }
 
-    fn number(&mut self, section: Section<'_>, name: &str, default: u32) -> Option<u32> {
+    /// None in it: the file does not say.
+    fn threads(&mut self, section: Section<'_>) -> Option<Option<usize>> {
+        let most = u32::try_from(limits::SERVING_THREADS_MAX).unwrap_or(u32::MAX);
+        let said = section.is_some_and(|section| section.contains_key("threads"));
+        let number = self.number(section, "threads", &(1..=most), 1)?;
+        Some(usize::try_from(number).ok().filter(|_| said))
+    }
+
+    fn number(
+        &mut self,
+        section: Section<'_>,
+        name: &str,
+        range: &RangeInclusive<u32>,
+        default: u32,
+    ) -> Option<u32> {
         let Some(value) = section.and_then(|section| section.get(name)) else {
             return Some(default);
         };
         let number = value.get_ref().as_integer().and_then(|n| n.as_str().parse::<u32>().ok());
         match number {
-            Some(number) if (1..=1_000_000).contains(&number) => Some(number),
+            Some(number) if range.contains(&number) => Some(number),
             _ => {
-                self.fault(value.span(), format!("`{name}` is a whole number, 1 to 1000000"), None);
+                let (least, most) = (range.start(), range.end());
+                let message = format!("`{name}` is a whole number, {least} to {most}");
+                self.fault(value.span(), message, None);
                 None
             }
         }

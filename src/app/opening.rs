@@ -15,7 +15,6 @@ use super::management::{self, Health};
 use super::supervise::{Fall, Supervisor};
 use crate::administration::PolicyError;
 use crate::authority::{Authority, AuthorityError};
-use crate::broker::ListenError;
 use crate::decision_log::{DecisionLog, LogKey, LogSettings, Note, OpenLogError, RecordError};
 use crate::identity::Identity;
 use crate::model::{Clock, Refusal, SecretValue, limits};
@@ -104,8 +103,14 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// A UDP port.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
+    #[error("can't listen on {address} (UDP)")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
+    },
     /// The management port.
     #[error("can't listen on {address} (TCP, management)")]
     Management {

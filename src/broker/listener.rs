@@ -4,7 +4,6 @@
 //! when the client goes away: what is in the log stays true. This file and `wire/` are the only ones
 //! that name the transport.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -44,63 +43,49 @@ pub enum Port {
     Enrolment,
 }
 
-/// Why a port can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// The address is taken, not ours, or not allowed.
-    #[error("can't listen on {address} (UDP)")]
-    Bind {
-        /// Where.
-        address: SocketAddr,
-        /// The system's word.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-/// One open port.
-pub struct Listener {
-    endpoint: quinn::Endpoint,
+/// What all listeners of one port share, each on a thread of its own.
+pub struct Door {
     port: Port,
     line: Arc<Line>,
     connections: Arc<Connections>,
+    half_open: Arc<HalfOpen>,
     clock: Arc<dyn Clock>,
 }
 
+impl Door {
+    /// A door to this line.
+    pub fn new(port: Port, line: &Arc<Line>, connections: &Arc<Connections>) -> Arc<Self> {
+        let (line, connections) = (Arc::clone(line), Arc::clone(connections));
+        let clock = Arc::clone(&line.parts().clock);
+        Arc::new(Self { port, line, connections, half_open: Arc::default(), clock })
+    }
+}
+
+/// One open socket of a port.
+pub struct Listener {
+    endpoint: quinn::Endpoint,
+    door: Arc<Door>,
+}
+
 impl Listener {
-    /// Opens a UDP port.
+    /// Listens on a bound socket, on the runtime that it is called on.
     ///
     /// # Errors
-    /// When the address can't be had.
+    /// When the socket can't be used.
     pub fn open(
-        address: SocketAddr,
+        socket: std::net::UdpSocket,
         config: quinn::ServerConfig,
-        port: Port,
-        line: Arc<Line>,
-        connections: Arc<Connections>,
-    ) -> Result<Self, ListenError> {
-        let fault = |source| ListenError::Bind { address, source };
-        let socket = std::net::UdpSocket::bind(address).map_err(fault)?;
-        let endpoint = quinn::Endpoint::new(
-            quinn::EndpointConfig::default(),
-            Some(config),
-            socket,
-            Arc::new(quinn::TokioRuntime),
-        )
-        .map_err(fault)?;
-        let clock = Arc::clone(&line.parts().clock);
-        Ok(Self { endpoint, port, line, connections, clock })
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.endpoint.local_addr().ok()
+        door: Arc<Door>,
+    ) -> std::io::Result<Self> {
+        let (own, runtime) = (quinn::EndpointConfig::default(), Arc::new(quinn::TokioRuntime));
+        let endpoint = quinn::Endpoint::new(own, Some(config), socket, runtime)?;
+        Ok(Self { endpoint, door })
     }
 
     /// Takes connections until `stop` turns true, then refuses new ones and gives those that live
     /// until the drain's deadline.
     pub async fn run(self, spawn: Spawn, mut stop: watch::Receiver<bool>) {
-        let half_open = Arc::new(HalfOpen::default());
+        let Door { connections, half_open, .. } = &*self.door;
         loop {
             let incoming = tokio::select! {
                 incoming = self.endpoint.accept() => incoming,
@@ -108,7 +93,7 @@ impl Listener {
             };
             let Some(incoming) = incoming else { break };
             let source = Source::of(incoming.remote_address().ip());
-            if self.connections.count() >= limits::CONNECTIONS_MAX {
+            if connections.count() >= limits::CONNECTIONS_MAX {
                 incoming.refuse();
                 continue;
             }
@@ -121,12 +106,7 @@ impl Listener {
                 incoming.refuse();
                 continue;
             };
-            let guest = Guest {
-                port: self.port,
-                line: Arc::clone(&self.line),
-                connections: Arc::clone(&self.connections),
-                clock: Arc::clone(&self.clock),
-            };
+            let guest = Guest(Arc::clone(&self.door));
             spawn("connection", Box::pin(guest.serve(incoming, source, shaking)));
         }
         self.drain().await;
@@ -134,9 +114,10 @@ impl Listener {
 
     /// New requests are refused as `draining`; what runs has until the deadline; then all is closed.
     async fn drain(self) {
-        self.line.drain();
+        let Door { line, connections, .. } = &*self.door;
+        line.drain();
         let ended = async {
-            while self.line.running() > 0 {
+            while line.running() > 0 {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         };
@@ -145,20 +126,15 @@ impl Listener {
         }
         // The last answers are on their way.
         tokio::time::sleep(FLUSH).await;
-        self.connections.close_all(CloseCode::Draining);
+        connections.close_all(CloseCode::Draining);
         if timeout(LINGER, self.endpoint.wait_idle()).await.is_err() {
             self.endpoint.close(CloseCode::Draining.varint(), b"draining");
         }
     }
 }
 
-/// One connection being served.
-struct Guest {
-    port: Port,
-    line: Arc<Line>,
-    connections: Arc<Connections>,
-    clock: Arc<dyn Clock>,
-}
+/// One connection being served, by the door that it came through.
+struct Guest(Arc<Door>);
 
 fn close(connection: &quinn::Connection, reason: CloseCode) {
     connection.close(reason.varint(), reason.word().as_bytes());
@@ -166,7 +142,8 @@ fn close(connection: &quinn::Connection, reason: CloseCode) {
 
 impl Guest {
     async fn serve(self, incoming: quinn::Incoming, source: Source, shaking: Shaking) {
-        let parts = self.line.parts();
+        let door = &*self.0;
+        let parts = door.line.parts();
         let refused = || {
             parts.metrics.handshakes_refused.inc();
             parts.log.count(&source.to_string(), "refused handshakes");
@@ -188,19 +165,19 @@ impl Guest {
             refused();
             return close(&connection, CloseCode::Protocol);
         };
-        let now = self.clock.now();
+        let now = door.clock.now();
         let caller = parts.identity.recognise(&peer, now);
         let closer = {
             let connection = connection.clone();
             Box::new(move |reason| close(&connection, reason))
         };
-        let entered = self.connections.enter(peer.clone(), &caller, Some(source), closer);
+        let entered = door.connections.enter(peer.clone(), &caller, Some(source), closer);
         let Some(place) = entered else {
             return close(&connection, CloseCode::TooMany);
         };
         parts.metrics.connections.inc();
         // Whoever does not count hears so on its first request, and does not stay.
-        let until = match self.port {
+        let until = match door.port {
             Port::Enrolment => Some(now.wall() + limits::APPLICANT_LINGER),
             Port::Main if caller.standing() == Standing::Live => caller.not_after(),
             Port::Main => Some(now.wall() + LINGER),
@@ -211,9 +188,9 @@ impl Guest {
 
     fn peer(&self, connection: &quinn::Connection) -> Option<Peer> {
         let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-        let identity = &self.line.parts().identity;
-        let peer = match self.port {
-            Port::Main => identity.peer(&chain, self.clock.now()),
+        let identity = &self.0.line.parts().identity;
+        let peer = match self.0.port {
+            Port::Main => identity.peer(&chain, self.0.clock.now()),
             Port::Enrolment => identity.applicant(&chain),
         };
         peer.map_err(|error| tracing::debug!(%error, "a peer without a usable certificate")).ok()
@@ -226,16 +203,16 @@ impl Guest {
         registered: &Connection,
         until: Option<time::OffsetDateTime>,
     ) {
+        let Door { line, clock, .. } = &*self.0;
         let proven = AtomicBool::new(false);
         let mut running = FuturesUnordered::new();
-        let left = until.map_or(limits::DRAIN, |until| time_left(until, self.clock.now()));
+        let left = until.map_or(limits::DRAIN, |until| time_left(until, clock.now()));
         let expiry = tokio::time::sleep(left);
         tokio::pin!(expiry);
         loop {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
-                        let (line, clock) = (&self.line, &self.clock);
                         let stream =
                             Stream { line, clock, connection, peer, registered, proven: &proven };
                         // A fault in one request must not take its neighbours with it.
@@ -250,7 +227,7 @@ impl Guest {
                     }
                 }
                 () = &mut expiry => {
-                    let left = until.map_or(limits::DRAIN, |until| time_left(until, self.clock.now()));
+                    let left = until.map_or(limits::DRAIN, |until| time_left(until, clock.now()));
                     if left.is_zero() || until.is_none() {
                         close(connection, CloseCode::Expired);
                         break;

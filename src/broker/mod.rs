@@ -13,7 +13,7 @@ mod rates;
 
 pub use connections::{Connections, time_left};
 pub use line::{Line, LineParts};
-pub use listener::{ListenError, Listener, Port, Spawn};
+pub use listener::{Door, Listener, Port, Spawn};
 pub use metrics::Metrics;
 pub use outcome::{Body, Ready};
 pub use rates::{Rates, Source};

@@ -126,9 +126,7 @@ async fn asking(command: Command, access: &access::Access, output: &Output) -> R
 
 /// A small runtime for one command.
 pub(crate) fn block_on<T>(task: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
+    crate::app::runtime()
         .map_err(|error| Fault::failed("no runtime").cause(error.to_string()))?
         .block_on(task)
 }

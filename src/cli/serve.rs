@@ -102,6 +102,7 @@ pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
             seal,
             caller_rate: crate::model::limits::CALLER_RATE,
             denial_rate: crate::model::limits::DENIAL_RATE,
+            threads: None,
         },
         operator: options.operator,
     };

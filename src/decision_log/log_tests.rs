@@ -66,7 +66,7 @@ impl Bench {
         let submit = |record: &Vec<u8>| self.log.submit(record, None, rank);
         let waits: Vec<_> = records.iter().map(submit).collect();
         let mut load = self.log.shared().queue.spare();
-        match self.log.shared().queue.take(&mut load, 0, Duration::ZERO, Duration::ZERO) {
+        match self.log.shared().queue.take(&mut load, Duration::ZERO, Duration::ZERO) {
             Found::Records => drop(self.writer.committer.step(&mut load, false)),
             found => assert!(matches!(found, Found::Idle | Found::Broken), "{found:?}"),
         }

@@ -43,7 +43,7 @@ pub use grant::{Administration, Authority, Grant, Ruling, Secret};
 pub use log::{DecisionLog, Head, LogSettings};
 pub use note::Note;
 pub use proof::{ProofError, check_consistency, check_inclusion, check_receipt};
-pub use queue::RecordError;
+pub use queue::{RecordError, before_park};
 pub use recover::OpenLogError;
 pub use signed_note::{LogKey, NoteError};
 pub use verify::{Verified, VerifyFault, verify_dir};

@@ -4,7 +4,12 @@
 //! one batch share one outcome. When it is known, one waiter per thread is woken from outside; that
 //! one wakes its neighbours on its own thread, where waking is cheap. A waiter that is dropped
 //! hands this duty on, so nobody is forgotten.
+//!
+//! When to sync is decided by those who hand over. A thread that is about to wait ([`before_park`])
+//! has nothing more to bring: the writer goes at once. While all of them are busy, more is coming,
+//! and the writer lets a gap pass so that it shares one sync.
 
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
@@ -16,7 +21,11 @@ use std::time::Duration;
 use super::frame::HEADER;
 use super::tiles::push_entry;
 use crate::model::RequestId;
-use crate::model::limits::{LOG_BATCH_BYTES, LOG_GAP_ABOVE, LOG_QUEUE};
+use crate::model::limits::{LOG_BATCH_BYTES, LOG_QUEUE};
+
+/// How long the writer looks by itself after the last record, before somebody has to wake it: under
+/// load nobody ever does.
+const DOZE: Duration = Duration::from_millis(2);
 
 /// Bytes of a buffer that is kept for the next batch; a larger one was an exception.
 const BUFFER_KEPT: usize = LOG_BATCH_BYTES / 4;
@@ -204,13 +213,41 @@ enum State {
     Broken,
 }
 
+/// What the writer is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writing {
+    /// Not waiting.
+    Awake,
+    /// Waiting, but not for long: it looks by itself.
+    Dozing,
+    /// Waiting until somebody wakes it.
+    Asleep,
+}
+
 #[derive(Debug)]
 struct Inbox {
     load: Load,
-    sleeping: bool,
-    /// Records at which the writer wants to be woken out of its gap.
-    wanted: u32,
+    writer: Writing,
+    /// Somebody has nothing more to bring.
+    hurry: bool,
     state: State,
+}
+
+thread_local! {
+    /// Whether this thread says when it is about to wait.
+    static PARKS: Cell<bool> = const { Cell::new(false) };
+    /// The queue that it has handed records to since it last did.
+    static HANDED: RefCell<Option<Arc<Queue>>> = const { RefCell::new(None) };
+}
+
+/// For a runtime's thread to call whenever it is about to wait for something to happen: whatever it
+/// had to hand over is handed over. A thread that never calls this hurries the writer with every
+/// record.
+pub fn before_park() {
+    PARKS.set(true);
+    if let Some(queue) = HANDED.take() {
+        queue.hurry();
+    }
 }
 
 /// What the writer finds.
@@ -237,8 +274,8 @@ pub(super) struct Queue {
 impl Queue {
     /// Takes at most `bytes_max` bytes at once.
     pub(super) fn new(bytes_max: usize) -> Self {
-        let inbox =
-            Inbox { load: Load::new(), sleeping: false, wanted: u32::MAX, state: State::Open };
+        let (load, writer) = (Load::new(), Writing::Awake);
+        let inbox = Inbox { load, writer, hurry: false, state: State::Open };
         Self { inbox: Mutex::new(inbox), filled: Condvar::new(), bytes_max }
     }
 
@@ -256,7 +293,7 @@ impl Queue {
     /// # Errors
     /// `Busy` when too many wait; `Broken` when nobody writes any more.
     pub(super) fn submit(
-        &self,
+        self: &Arc<Self>,
         record: &[u8],
         request: Option<RequestId>,
         rank: Rank,
@@ -277,57 +314,76 @@ impl Queue {
         load.ordinary |= rank == Rank::Ordinary;
         load.requests.extend(request.map(|id| (id, slot)));
         let batch = Arc::clone(&load.batch);
-        let wake = mem::take(&mut inbox.sleeping) || inbox.load.count == inbox.wanted;
-        drop(inbox);
-        if wake {
-            self.filled.notify_one();
+        let parks = PARKS.get();
+        inbox.hurry |= !parks;
+        self.wake(inbox);
+        if parks {
+            HANDED.with_borrow_mut(|handed| {
+                handed.get_or_insert_with(|| Arc::clone(self));
+            });
         }
         Ok(Wait { batch, slot, polled_on: None })
     }
 
-    /// Swaps the waiting records for the empty `load`. Waits up to `tick` when there are none. When
-    /// many wait, lets up to `gap` pass so that more of them share one sync, but not once as many
-    /// are there as are `expected`.
-    pub(super) fn take(
-        &self,
-        load: &mut Load,
-        expected: u32,
-        gap: Duration,
-        tick: Duration,
-    ) -> Found {
+    /// Whoever handed over has nothing more.
+    fn hurry(&self) {
         let mut inbox = self.lock();
-        if inbox.load.count == 0 && inbox.state == State::Open {
-            inbox.sleeping = true;
-            inbox = self.wait(inbox, tick);
-            inbox.sleeping = false;
+        inbox.hurry = inbox.load.count > 0;
+        self.wake(inbox);
+    }
+
+    /// Wakes the writer if it is to look now.
+    fn wake(&self, mut inbox: MutexGuard<'_, Inbox>) {
+        let wake = match inbox.writer {
+            Writing::Awake => false,
+            Writing::Dozing => inbox.hurry,
+            Writing::Asleep => true,
+        };
+        if wake {
+            inbox.writer = Writing::Awake;
+            drop(inbox);
+            self.filled.notify_one();
         }
-        let many = (LOG_GAP_ABOVE..expected).contains(&inbox.load.count);
-        if many && inbox.state == State::Open && !gap.is_zero() {
-            inbox.wanted = expected;
-            inbox = self.wait(inbox, gap);
-            inbox.wanted = u32::MAX;
+    }
+
+    /// Swaps the waiting records for the empty `load`. Waits up to `tick` when there are none; when
+    /// more are coming, up to `gap`, so that they share one sync.
+    pub(super) fn take(&self, load: &mut Load, gap: Duration, tick: Duration) -> Found {
+        let mut inbox = self.lock();
+        let waits = [(Writing::Dozing, DOZE.min(tick)), (Writing::Asleep, tick)];
+        for (writer, time) in waits {
+            if inbox.load.count == 0 && inbox.state == State::Open {
+                inbox = self.wait(inbox, writer, time);
+            }
+        }
+        if !inbox.hurry && inbox.state == State::Open && !gap.is_zero() && inbox.load.count > 0 {
+            inbox = self.wait(inbox, Writing::Dozing, gap);
         }
         match (inbox.state, inbox.load.count) {
             (State::Broken, _) => Found::Broken,
             (State::Open, 0) => Found::Idle,
             (State::Closing, 0) => Found::End,
             _ => {
+                inbox.hurry = false;
                 mem::swap(&mut inbox.load, load);
                 Found::Records
             }
         }
     }
 
-    fn wait<'a>(&self, inbox: MutexGuard<'a, Inbox>, time: Duration) -> MutexGuard<'a, Inbox> {
-        match self.filled.wait_timeout(inbox, time) {
+    fn wait<'a>(
+        &self,
+        mut inbox: MutexGuard<'a, Inbox>,
+        writer: Writing,
+        time: Duration,
+    ) -> MutexGuard<'a, Inbox> {
+        inbox.writer = writer;
+        let mut inbox = match self.filled.wait_timeout(inbox, time) {
             Ok((inbox, _)) => inbox,
             Err(poisoned) => poisoned.into_inner().0,
-        }
-    }
-
-    /// Records that wait now.
-    pub(super) fn waiting(&self) -> u32 {
-        self.lock().load.count
+        };
+        inbox.writer = Writing::Awake;
+        inbox
     }
 
     /// No more records; those that wait are still written.
@@ -381,7 +437,7 @@ mod tests {
 
     #[test]
     fn one_wake_a_thread_and_the_woken_one_wakes_the_rest() {
-        let queue = Queue::new(4096);
+        let queue = Arc::new(Queue::new(4096));
         let (count, waker) = counter();
         let mut waits: Vec<_> =
             (0..3).map(|_| queue.submit(b"x", None, Rank::Ordinary).unwrap()).collect();
@@ -389,7 +445,7 @@ mod tests {
             assert_eq!(poll(wait, &waker), Poll::Pending);
         }
         let mut load = queue.spare();
-        assert_eq!(queue.take(&mut load, 0, Duration::ZERO, Duration::ZERO), Found::Records);
+        assert_eq!(queue.take(&mut load, Duration::ZERO, Duration::ZERO), Found::Records);
         load.batch.conclude(Ok(10));
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert_eq!(poll(&mut waits[0], &waker), Poll::Ready(Ok(10)));
@@ -400,13 +456,13 @@ mod tests {
 
     #[test]
     fn a_dropped_waiter_hands_its_duty_on() {
-        let queue = Queue::new(4096);
+        let queue = Arc::new(Queue::new(4096));
         let (count, waker) = counter();
         let mut first = queue.submit(b"x", None, Rank::Ordinary).unwrap();
         let mut second = queue.submit(b"y", None, Rank::Ordinary).unwrap();
         assert!(poll(&mut first, &waker).is_pending() && poll(&mut second, &waker).is_pending());
         let mut load = queue.spare();
-        queue.take(&mut load, 0, Duration::ZERO, Duration::ZERO);
+        queue.take(&mut load, Duration::ZERO, Duration::ZERO);
         load.batch.conclude(Err(RecordError::Full));
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         drop(first);
@@ -416,30 +472,30 @@ mod tests {
 
     #[test]
     fn the_queue_is_bounded_in_number_and_bytes() {
-        let queue = Queue::new(1 << 20);
+        let queue = Arc::new(Queue::new(1 << 20));
         for _ in 0..LOG_QUEUE {
             queue.submit(b"", None, Rank::Ordinary).unwrap();
         }
         assert_eq!(queue.submit(b"", None, Rank::Ordinary).unwrap_err(), RecordError::Busy);
-        let small = Queue::new(HEADER + 12);
+        let small = Arc::new(Queue::new(HEADER + 12));
         assert!(small.submit(&[0; 10], None, Rank::Ordinary).is_ok());
         assert_eq!(small.submit(b"", None, Rank::Ordinary).unwrap_err(), RecordError::Busy);
     }
 
     #[test]
     fn the_end_refuses_everyone() {
-        let queue = Queue::new(4096);
+        let queue = Arc::new(Queue::new(4096));
         let (_, waker) = counter();
         let mut wait = queue.submit(b"x", None, Rank::Ordinary).unwrap();
         queue.break_down();
         assert_eq!(poll(&mut wait, &waker), Poll::Ready(Err(RecordError::Broken)));
         assert_eq!(queue.submit(b"x", None, Rank::Reserved).unwrap_err(), RecordError::Broken);
-        let queue = Queue::new(4096);
+        let queue = Arc::new(Queue::new(4096));
         let _wait = queue.submit(b"x", None, Rank::Ordinary).unwrap();
         queue.close();
         let mut load = queue.spare();
-        assert_eq!(queue.take(&mut load, 0, Duration::ZERO, Duration::ZERO), Found::Records);
+        assert_eq!(queue.take(&mut load, Duration::ZERO, Duration::ZERO), Found::Records);
         load.reset();
-        assert_eq!(queue.take(&mut load, 0, Duration::ZERO, Duration::ZERO), Found::End);
+        assert_eq!(queue.take(&mut load, Duration::ZERO, Duration::ZERO), Found::End);
     }
 }

@@ -64,7 +64,7 @@ struct Places(VecDeque<(RequestId, u64)>);
 
 /// The shared part.
 pub(super) struct Shared {
-    pub(super) queue: Queue,
+    pub(super) queue: Arc<Queue>,
     pub(super) counts: Counts,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) stored: Stored,
@@ -113,7 +113,7 @@ impl Shared {
         let published = parts.published;
         let tail = Tail { chunks, bytes, size, published, stuck: false, ended: false };
         Self {
-            queue: Queue::new(parts.batch_bytes),
+            queue: Arc::new(Queue::new(parts.batch_bytes)),
             counts: Counts::default(),
             sink: parts.sink,
             stored: parts.stored,

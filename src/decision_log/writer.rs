@@ -105,8 +105,6 @@ pub(super) struct Committer {
     written: u64,
     /// Bytes that a write may have left behind which failed for want of room.
     soiled: u64,
-    /// Records that the next batch may come to have.
-    expected: u32,
     synced: Duration,
     summed: Duration,
 }
@@ -122,7 +120,7 @@ impl Committer {
     pub(super) fn new(shared: Arc<Shared>, place: Place, segment_bytes: u64) -> Self {
         let (written, summed) = (place.at, shared.clock.now().boot());
         let synced = Duration::ZERO;
-        Self { shared, place, segment_bytes, written, soiled: 0, expected: 0, synced, summed }
+        Self { shared, place, segment_bytes, written, soiled: 0, synced, summed }
     }
 
     fn run(&mut self) -> Result<(), RecordError> {
@@ -130,7 +128,7 @@ impl Committer {
         loop {
             let since = self.shared.clock.now().since(self.synced);
             let gap = LOG_GAP.saturating_sub(since);
-            let found = self.shared.queue.take(&mut load, self.expected, gap, TICK);
+            let found = self.shared.queue.take(&mut load, gap, TICK);
             match found {
                 Found::Broken => return Err(RecordError::Broken),
                 Found::Idle if !self.is_named() => return Err(self.broken("was deleted")),
@@ -167,8 +165,6 @@ impl Committer {
         if outcome == Err(RecordError::Broken) {
             self.shared.break_down();
         }
-        // Who is answered now and comes again, and who waits already: nobody else is in sight.
-        self.expected = load.count.saturating_add(self.shared.queue.waiting());
         load.batch.conclude(outcome);
         load.reset();
         match outcome {

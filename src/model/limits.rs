@@ -101,6 +101,10 @@ pub const INCOMING_MAX: usize = 1024;
 pub const RETRY_ABOVE: usize = 256;
 /// Connections of one identity: a fleet of workers fits, one runaway client does not.
 pub const CONNECTIONS_PER_CALLER: usize = 256;
+/// Threads that serve connections, at most, where the configuration names no number.
+pub const SERVING_THREADS: usize = 8;
+/// Threads that serve connections, at most, where it names one.
+pub const SERVING_THREADS_MAX: usize = 64;
 /// Connections of the whole broker.
 pub const CONNECTIONS_MAX: usize = 16 * 1024;
 /// A request's head must have arrived by then.
@@ -160,10 +164,8 @@ pub const LOG_QUEUE: usize = 4096;
 pub const RECORD_MAX: usize = 65_535;
 /// Bytes of records that one sync may cover: what a slow disk takes in well under a second.
 pub const LOG_BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// Records that must wait before the log's writer lets a gap pass between two syncs: above sixteen
-/// lone connections, which a gap would only slow down.
-pub const LOG_GAP_ABOVE: u32 = 32;
-/// That gap at most: fewer syncs, more records in each.
+/// While more records are coming, the time between two syncs of the log: fewer syncs, more records
+/// in each.
 pub const LOG_GAP: Duration = Duration::from_millis(1);
 /// A checkpoint follows the first record after the last one by this.
 pub const LOG_CHECKPOINT: Duration = Duration::from_secs(1);

@@ -50,13 +50,12 @@ pub type SpawnBare<'a> = &'a dyn Fn(Pin<Box<dyn Future<Output = ()> + Send>>);
 /// Answers every stream with `answer` bytes, for holders of certificates under `roots`.
 ///
 /// # Errors
-/// When the port can't be opened. It does not end otherwise.
+/// When the socket can't be used. It does not end otherwise.
 pub async fn echo(
-    address: SocketAddr,
+    socket: std::net::UdpSocket,
     own: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
     roots: &[CertificateDer<'static>],
     answer: usize,
-    ready: impl FnOnce(SocketAddr),
     spawn: SpawnBare<'_>,
 ) -> Result<(), BareError> {
     let mut store = RootCertStore::empty();
@@ -75,8 +74,8 @@ pub async fn echo(
     let crypto = QuicServerConfig::try_from(tls).map_err(quic)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(transport::of_broker()));
-    let endpoint = quinn::Endpoint::server(config, address)?;
-    ready(endpoint.local_addr()?);
+    let (settings, runtime) = (quinn::EndpointConfig::default(), Arc::new(quinn::TokioRuntime));
+    let endpoint = quinn::Endpoint::new(settings, Some(config), socket, runtime)?;
     let body: Arc<[u8]> = vec![b'x'; answer].into();
     while let Some(incoming) = endpoint.accept().await {
         spawn(Box::pin(serve(incoming, Arc::clone(&body))));

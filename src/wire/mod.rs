@@ -19,6 +19,7 @@ mod leaf;
 #[cfg(test)]
 mod loopback;
 mod pem;
+mod sockets;
 mod strict;
 mod tls;
 mod transport;
@@ -39,6 +40,9 @@ pub use frame::{
     parse_reply, read_body, read_end, read_evidence, read_opening, read_reply, write_evidence,
     write_opening, write_reply,
 };
+/// How a listening port speaks QUIC and TLS.
+pub use quinn::ServerConfig as PortConfig;
+pub use sockets::sockets;
 pub use tls::{
     ALPN, ALPN_ENROLL, EXPORTER_LABEL, ServerIdentity, TlsError, applicant_client,
     applicant_server, broker_server, client as client_config,

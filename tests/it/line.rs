@@ -50,6 +50,7 @@ impl House {
             seal: app::SealConfig::KeyFile("seal.key".into()),
             caller_rate: 500,
             denial_rate: 20,
+            threads: Some(2),
         };
         let wishes = Wishes { config, operator: "you".to_owned() };
         let place = dir.path().join("broker");
