@@ -6,19 +6,17 @@
 //! into that one file. Certificates are built here (and in `authority`) only, and only the
 //! applicant's self-signed one: nothing of it but its key counts at the other end.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
 };
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
@@ -31,8 +29,6 @@ const FILE: &str = "key.pem";
 const FILE_MAX: usize = 4096;
 /// The same, as readers count.
 const FILE_MAX_U64: u64 = 4096;
-const BEGIN: &str = "-----BEGIN PRIVATE KEY-----\n";
-const END: &str = "-----END PRIVATE KEY-----\n";
 
 /// Why there is no key.
 #[derive(Debug, thiserror::Error)]
@@ -77,12 +73,6 @@ pub enum KeyError {
         /// Where.
         path: PathBuf,
     },
-    /// Another process holds the directory.
-    #[error("{} is in use by another agent: stop that one first", path.display())]
-    Busy {
-        /// Where.
-        path: PathBuf,
-    },
     /// The crypto library refused; nothing that an operator can mend.
     #[error("the crypto library could not {0}")]
     Crypto(&'static str),
@@ -120,36 +110,37 @@ impl Pair {
 pub struct DeviceKey(Pair);
 
 impl DeviceKey {
-    /// The key in `dir`, made there first if there is none. The directory is made with mode 0700 if
-    /// it is missing; if it is there, it must be the agent's own and closed to others.
+    /// A fresh key, in memory; whoever keeps the credentials that it gets keeps it too.
     ///
     /// # Errors
-    /// When directory or file are not what only the agent can read, or hold something else.
-    pub fn load_or_create(dir: &Path) -> Result<Self, KeyError> {
-        make_dir(dir)?;
-        let path = dir.join(FILE);
-        let opened = File::open(dir).map_err(|source| KeyError::Io {
-            what: "open",
-            path: dir.into(),
-            source,
-        })?;
-        opened.try_lock().map_err(|_| KeyError::Busy { path: dir.into() })?; // to the end of this
-        match Self::load(&path) {
-            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            other => return other,
-        }
-        let pair = Pair::generate()?;
-        write_new(&opened, &path, &pem_of(&pair.pkcs8))?;
-        Ok(Self(pair))
+    /// When the crypto library refuses.
+    pub fn generate() -> Result<Self, KeyError> {
+        Pair::generate().map(Self)
     }
 
     /// The key that stands in `dir`.
     ///
     /// # Errors
-    /// As [`DeviceKey::load_or_create`], and when there is none.
+    /// When directory or file are not what only the agent can read, the file holds something else,
+    /// or there is none.
     pub fn open(dir: &Path) -> Result<Self, KeyError> {
         check_dir(dir)?;
         Self::load(&dir.join(FILE))
+    }
+
+    /// A fresh key in a new directory, for tests.
+    #[cfg(test)]
+    pub(super) fn kept(dir: &Path) -> Self {
+        use std::io::Write as _;
+        use std::os::unix::fs::DirBuilderExt as _;
+        let key = Self::generate().unwrap();
+        let der = PrivatePkcs8KeyDer::from(key.0.pkcs8.as_slice());
+        let pair =
+            rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256);
+        std::fs::DirBuilder::new().mode(0o700).create(dir).unwrap();
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(FILE));
+        file.unwrap().write_all(pair.unwrap().serialize_pem().as_bytes()).unwrap();
+        key
     }
 
     fn load(path: &Path) -> Result<Self, KeyError> {
@@ -270,30 +261,6 @@ impl fmt::Debug for WorkloadKey {
     }
 }
 
-fn pem_of(pkcs8: &[u8]) -> Zeroizing<String> {
-    let body = Zeroizing::new(STANDARD.encode(pkcs8));
-    let mut text = Zeroizing::new(String::with_capacity(FILE_MAX));
-    text.push_str(BEGIN);
-    for (at, letter) in body.chars().enumerate() {
-        if at > 0 && at % 64 == 0 {
-            text.push('\n');
-        }
-        text.push(letter);
-    }
-    text.push('\n');
-    text.push_str(END);
-    text
-}
-
-fn make_dir(dir: &Path) -> Result<(), KeyError> {
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => {}
-        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(source) => return Err(KeyError::Io { what: "make", path: dir.into(), source }),
-    }
-    check_dir(dir)
-}
-
 /// Insists on a directory of the agent's own that nobody else can look into.
 pub(super) fn check_dir(dir: &Path) -> Result<(), KeyError> {
     let opened = OpenOptions::new()
@@ -332,30 +299,6 @@ fn check_own(file: &File, path: &Path, kind: &'static str) -> Result<(), KeyErro
     Ok(())
 }
 
-/// Puts a complete file under `path`, or nothing. The caller holds the directory's lock and has
-/// seen that nothing stands there, so nobody's key is overwritten.
-fn write_new(dir: &File, path: &Path, text: &str) -> Result<(), KeyError> {
-    let mut tail = [0; 8];
-    SystemRandom::new().fill(&mut tail).map_err(|_| KeyError::Crypto("give random bytes"))?;
-    let draft = path.with_file_name(format!(".{FILE}.{}", hex::encode(tail)));
-    let failed = |what, source| KeyError::Io { what, path: path.into(), source };
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&draft)
-        .map_err(|source| failed("create", source))?;
-    let placed = file
-        .write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::rename(&draft, path))
-        .and_then(|()| dir.sync_all());
-    placed.map_err(|source| {
-        let _ = std::fs::remove_file(&draft);
-        failed("write", source)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -372,14 +315,15 @@ mod tests {
     fn loose_linked_and_foreign_content_is_refused() {
         let above = tempfile::tempdir().unwrap();
         let dir = above.path().join("state");
-        DeviceKey::load_or_create(&dir).unwrap(); // the positive control
+        DeviceKey::kept(&dir);
+        DeviceKey::open(&dir).unwrap(); // the positive control
         let path = dir.join(FILE);
 
         chmod(&path, 0o640);
         assert!(matches!(DeviceKey::open(&dir), Err(KeyError::Loose { mode: 0o640, .. })));
         chmod(&path, 0o600);
         chmod(&dir, 0o755);
-        assert!(matches!(DeviceKey::load_or_create(&dir), Err(KeyError::Loose { .. })));
+        assert!(matches!(DeviceKey::open(&dir), Err(KeyError::Loose { .. })));
         chmod(&dir, 0o700);
         DeviceKey::open(&dir).unwrap();
 
@@ -390,21 +334,21 @@ mod tests {
         let moved = above.path().join("moved");
         std::fs::rename(&path, &moved).unwrap();
         symlink(&moved, &path).unwrap();
-        let refused = DeviceKey::load_or_create(&dir);
+        let refused = DeviceKey::open(&dir);
         assert!(matches!(refused, Err(KeyError::Shape { .. })), "{refused:?}");
 
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
             .unwrap();
         chmod(&path, 0o600);
-        assert!(matches!(DeviceKey::load_or_create(&dir), Err(KeyError::Content { .. })));
+        assert!(matches!(DeviceKey::open(&dir), Err(KeyError::Content { .. })));
     }
 
     #[test]
     fn a_symlinked_directory_is_refused() {
         let above = tempfile::tempdir().unwrap();
         let real = above.path().join("real");
-        DeviceKey::load_or_create(&real).unwrap();
+        DeviceKey::kept(&real);
         let link = above.path().join("link");
         symlink(&real, &link).unwrap();
         assert!(matches!(DeviceKey::open(&link), Err(KeyError::Shape { .. })));
@@ -417,7 +361,7 @@ mod tests {
         }
         let above = tempfile::tempdir().unwrap();
         let dir = above.path().join("state");
-        DeviceKey::load_or_create(&dir).unwrap();
+        DeviceKey::kept(&dir);
         std::os::unix::fs::chown(dir.join(FILE), Some(4321), None).unwrap();
         assert!(matches!(DeviceKey::open(&dir), Err(KeyError::Foreign { owner: 4321, .. })));
     }
@@ -426,12 +370,9 @@ mod tests {
     fn the_same_key_comes_back_and_its_signatures_hold() {
         let above = tempfile::tempdir().unwrap();
         let dir = above.path().join("state");
-        let made = DeviceKey::load_or_create(&dir).unwrap();
-        let back = DeviceKey::load_or_create(&dir).unwrap();
+        let made = DeviceKey::kept(&dir);
+        let back = DeviceKey::open(&dir).unwrap();
         assert_eq!(made.id(), back.id());
-        assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(std::fs::metadata(dir.join(FILE)).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "no draft stays behind");
 
         let signature = back.sign(b"message").unwrap();
         assert_eq!(signature.len(), 64);
@@ -444,8 +385,7 @@ mod tests {
 
     #[test]
     fn the_applicants_certificate_carries_the_device_key() {
-        let above = tempfile::tempdir().unwrap();
-        let key = DeviceKey::load_or_create(&above.path().join("state")).unwrap();
+        let key = DeviceKey::generate().unwrap();
         let (chain, _) = key.self_signed().unwrap();
         let (_, certificate) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
         assert_eq!(certificate.public_key().raw, key.spki());

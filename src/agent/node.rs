@@ -9,29 +9,31 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::exe::ExeDigests;
+use super::home::{Home, HomeError, Newcomer, lock};
 use super::http::{LocalServer, SocketError, Upstream};
 use super::keys::{DeviceKey, KeyError, check_dir};
-use super::settings::{AgentSettings, SettingsError};
+use super::settings::{AgentSettings, FILE, SettingsError};
 use super::shared::{AgentHandle, Shared};
 use super::uplink::{Uplink, UplinkError, enrol};
 use super::workloads::Workloads;
 use crate::model::{Clock, Digest, SecretValue, TrustDomain};
+use crate::wire::{ClientError, CredentialsError, settle};
 
 /// Why the agent can't start, join or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// Another agent runs on the same state.
-    #[error("{} is in use by another agent: stop that one first", .0.display())]
-    Busy(PathBuf),
+    /// The broker, or the way to it.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// What the broker gave can't be kept.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The broker did not take the device in.
-    #[error("the device was not taken in: {text}")]
-    Enrol {
-        /// Why, in words; what it was made of is the source.
-        text: String,
-        /// The cause below.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    #[error("the device was not taken in: {0}")]
+    Enrol(String),
+    /// The state directory.
+    #[error(transparent)]
+    Home(#[from] HomeError),
     /// The device key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -48,7 +50,12 @@ pub enum AgentError {
 
 impl From<UplinkError> for AgentError {
     fn from(why: UplinkError) -> Self {
-        Self::Enrol { text: why.to_string(), source: Box::new(why) }
+        match why {
+            UplinkError::Client(why) => Self::Client(why),
+            UplinkError::Credentials(why) => Self::Credentials(why),
+            UplinkError::Key(why) => Self::Key(why),
+            UplinkError::Late | UplinkError::Answer(_) => Self::Enrol(why.to_string()),
+        }
     }
 }
 
@@ -68,11 +75,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Makes this machine a device: a key of its own in `dir`, enrolled with a single-use token,
-    /// its credentials and `agent.toml` beside it. Doing it again with a new token is harmless.
+    /// Makes this machine a device: a key of its own, enrolled with a single-use token; key,
+    /// credentials and `agent.toml` are written to `dir` together. An identity that stands there
+    /// and still counts is replaced only if `replace` says so, and then by a new device.
     ///
     /// # Errors
-    /// When the directory is not the agent's own, or the broker refuses.
+    /// When the directory is not the agent's own, holds what must stay, or the broker refuses.
     #[allow(clippy::too_many_arguments)] // a join token's parts, and where they go
     pub async fn join(
         dir: &Path,
@@ -83,10 +91,11 @@ impl Agent {
         name: &str,
         token: SecretValue,
         socket: PathBuf,
+        replace: bool,
         clock: Arc<dyn Clock>,
     ) -> Result<AgentSettings, AgentError> {
-        let device = DeviceKey::load_or_create(dir)?;
-        let _lock = lock(dir)?;
+        let newcomer = Newcomer { domain: &domain, operator: None, replace };
+        let home = Home::take(dir, &newcomer, clock.now().wall())?;
         let settings = AgentSettings::new(
             dir.to_owned(),
             socket,
@@ -96,9 +105,10 @@ impl Agent {
             root,
             name.to_owned(),
         );
-        settings.check()?; // before the token is spent
-        enrol(&settings, &device, token, &clock).await?;
-        settings.save()?;
+        let text = settings.text()?; // before the token is spent
+        let device = DeviceKey::generate()?;
+        let credentials = enrol(&settings, &device, token, &clock).await?;
+        home.keep(&credentials, &[(FILE, text.as_bytes())])?;
         Ok(settings)
     }
 
@@ -114,6 +124,7 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         check_dir(dir)?;
         let lock = lock(dir)?;
+        settle(dir).map_err(CredentialsError::Directory)?;
         let settings = AgentSettings::load(dir)?;
         let device = Arc::new(DeviceKey::open(dir)?);
         let server = LocalServer::bind(&settings.socket, settings.socket_mode)?;
@@ -168,13 +179,6 @@ async fn sweep(workloads: Arc<Workloads>, mut shutdown: watch::Receiver<bool>) {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, AgentError> {
-    let busy = || AgentError::Busy(dir.to_owned());
-    let opened = File::open(dir).map_err(|_| busy())?;
-    opened.try_lock().map_err(|_| busy())?;
-    Ok(opened)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,7 +186,7 @@ mod tests {
 
     fn joined(above: &Path) -> PathBuf {
         let dir = above.join("state");
-        DeviceKey::load_or_create(&dir).unwrap();
+        DeviceKey::kept(&dir);
         AgentSettings::new(
             dir.clone(),
             above.join("agent.sock"),
@@ -206,8 +210,7 @@ mod tests {
         let above = tempfile::tempdir().unwrap();
         let dir = joined(above.path());
         let first = open(&dir).unwrap();
-        assert!(matches!(open(&dir), Err(AgentError::Busy(_))));
-        assert!(matches!(DeviceKey::load_or_create(&dir), Err(KeyError::Busy { .. })));
+        assert!(matches!(open(&dir), Err(AgentError::Home(HomeError::Busy(_)))));
         let device = first.handle().status().device;
         drop(first);
         assert_eq!(open(&dir).unwrap().handle().status().device, device);

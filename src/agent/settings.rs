@@ -3,8 +3,8 @@
 //! Nothing in it is secret, but whoever could write it could send the agent elsewhere: it lives in
 //! the same closed directory as the key. A field that is unknown or missing is an error.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::OpenOptions;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Digest, TrustDomain};
 
-const FILE: &str = "agent.toml";
+/// Its name in the state directory.
+pub(super) const FILE: &str = "agent.toml";
 /// An honest file is under 2 KiB.
 const FILE_MAX: u64 = 64 * 1024;
 /// A host name with its port, in bytes (RFC 1035 and five digits).
@@ -20,7 +21,7 @@ const PLACE_MAX: usize = 262;
 /// The longest path of a Unix socket on Linux.
 const SOCKET_MAX: usize = 107;
 
-/// Why the settings can't be read or written.
+/// Why the settings can't be read, or can't be.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file system refused.
@@ -115,30 +116,27 @@ impl AgentSettings {
         Ok(settings)
     }
 
-    /// Writes the file into its directory, whole or not at all.
+    /// The file's text.
     ///
     /// # Errors
-    /// When a field can't be, or the file can't be written.
-    pub fn save(&self) -> Result<(), SettingsError> {
+    /// When a field can't be.
+    pub(super) fn text(&self) -> Result<String, SettingsError> {
         self.check()?;
-        let path = self.dir.join(FILE);
-        let draft = self.dir.join(format!(".{FILE}.new"));
-        let text = toml::to_string(self)
-            .map_err(|fault| SettingsError::Form { path: path.clone(), text: fault.to_string() })?;
-        let _ = std::fs::remove_file(&draft); // of a start that was cut off; the directory is ours
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&draft)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| std::fs::rename(&draft, &path))
-            .and_then(|()| File::open(&self.dir)?.sync_all())
-            .map_err(|source| SettingsError::Io { what: "write", path, source })
+        toml::to_string(self).map_err(|fault| SettingsError::Form {
+            path: self.dir.join(FILE),
+            text: fault.to_string(),
+        })
+    }
+
+    /// Writes the file, for tests.
+    #[cfg(test)]
+    pub(super) fn save(&self) -> Result<(), SettingsError> {
+        std::fs::write(self.dir.join(FILE), self.text()?).unwrap();
+        Ok(())
     }
 
     /// Checks every field.
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    fn check(&self) -> Result<(), SettingsError> {
         let fault = |field, fault| Err(SettingsError::Field { field, fault });
         if !self.socket.is_absolute() || self.socket.as_os_str().len() > SOCKET_MAX {
             return fault("socket", "is not an absolute path of at most 107 bytes");

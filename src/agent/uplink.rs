@@ -43,13 +43,13 @@ const DUTIES_AT_MOST: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UplinkError {
     /// The state directory's credentials can't be used.
-    #[error("the agent's credentials: {0}")]
+    #[error(transparent)]
     Credentials(#[from] CredentialsError),
     /// The device key can't be used.
-    #[error("the device key: {0}")]
+    #[error(transparent)]
     Key(#[from] KeyError),
     /// The broker or the way to it.
-    #[error("the broker: {0}")]
+    #[error(transparent)]
     Client(#[from] ClientError),
     /// No answer in time.
     #[error("the broker gave no answer within {} s", ATTEMPT_MAX.as_secs())]
@@ -179,6 +179,7 @@ impl Uplink {
         tracing::info!("the certificate counts no more: coming back with the device key");
         let coming = enrol(&self.settings, &self.device, SecretValue::empty(), &self.clock);
         let credentials = coming.await?;
+        credentials.save(&self.settings.dir)?;
         Held::new(Box::new(credentials), now)
     }
 
@@ -272,7 +273,7 @@ impl Uplink {
     }
 }
 
-/// Enrols the device (with a token, or with its key alone) and keeps what it is given.
+/// Enrols the device, with a token or with its key alone. Nothing is kept yet.
 pub(super) async fn enrol(
     settings: &AgentSettings,
     device: &DeviceKey,
@@ -292,9 +293,7 @@ pub(super) async fn enrol(
     );
     let enrolled = tokio::time::timeout(ATTEMPT_MAX, enrolling).await;
     let Enrolled { chain, bundle, .. } = enrolled.map_err(|_| UplinkError::Late)??;
-    let credentials = credentials(settings, device, chain, bundle);
-    credentials.save(&settings.dir)?;
-    Ok(credentials)
+    Ok(credentials(settings, device, chain, bundle))
 }
 
 fn credentials(

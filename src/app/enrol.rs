@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::agent::{Agent, AgentError, AgentSettings, DeviceKey, KeyError};
+use crate::agent::{
+    Agent, AgentError, AgentSettings, DeviceKey, Home, HomeError, KeyError, Newcomer,
+};
 use crate::authority::{JoinToken, TokenError};
 use crate::model::{Clock, SpiffeId};
 use crate::wire::{self, ClientError, Credentials, CredentialsError};
@@ -31,24 +33,46 @@ pub enum EnrolError {
     /// The identity can't be written.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// The directory holds what must stay.
+    #[error(transparent)]
+    Home(#[from] HomeError),
     /// The agent's state.
     #[error(transparent)]
-    Agent(#[from] AgentError),
+    Agent(AgentError),
 }
 
-/// Redeems an operator's token: makes a key (0600) and writes the identity to `dir`.
+impl From<AgentError> for EnrolError {
+    fn from(why: AgentError) -> Self {
+        match why {
+            AgentError::Client(why) => Self::Client(why),
+            AgentError::Credentials(why) => Self::Credentials(why),
+            AgentError::Home(why) => Self::Home(why),
+            AgentError::Key(why) => Self::Key(why),
+            why => Self::Agent(why),
+        }
+    }
+}
+
+/// Redeems an operator's token: makes a key and writes the identity to `dir` (0600). The same
+/// operator's former one there gives way; another that still counts only if `replace` says so.
 ///
 /// # Errors
 /// What stood in the way.
-pub async fn login(token: &str, dir: &Path, clock: Arc<dyn Clock>) -> Result<SpiffeId, EnrolError> {
+pub async fn login(
+    token: &str,
+    dir: &Path,
+    replace: bool,
+    clock: Arc<dyn Clock>,
+) -> Result<SpiffeId, EnrolError> {
     let token = JoinToken::parse(token)?;
     if !token.class.is_person() {
         let command = "doorward agent join TOKEN";
         return Err(EnrolError::Kind { class: "device", command });
     }
-    let key = DeviceKey::load_or_create(dir)?;
-    let (chain, private) = key.self_signed()?;
     let name = token.name.clone().unwrap_or_else(|| "person".to_owned());
+    let newcomer = Newcomer { domain: &token.domain, operator: Some(&name), replace };
+    let home = Home::take(dir, &newcomer, clock.now().wall())?;
+    let (chain, private) = DeviceKey::generate()?.self_signed()?;
     let enrolled = wire::enroll(
         &token.enrolment,
         &token.domain,
@@ -67,7 +91,7 @@ pub async fn login(token: &str, dir: &Path, clock: Arc<dyn Clock>) -> Result<Spi
         key: private,
         bundle: enrolled.bundle,
     };
-    credentials.save(dir)?;
+    home.keep(&credentials, &[])?;
     Ok(enrolled.spiffe_id)
 }
 
@@ -80,6 +104,7 @@ pub async fn join(
     dir: &Path,
     socket: &Path,
     name: &str,
+    replace: bool,
     clock: Arc<dyn Clock>,
 ) -> Result<AgentSettings, EnrolError> {
     let token = JoinToken::parse(token)?;
@@ -96,6 +121,7 @@ pub async fn join(
         name,
         token.secret,
         socket.to_owned(),
+        replace,
         clock,
     )
     .await?;

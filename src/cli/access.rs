@@ -113,9 +113,11 @@ impl Asking {
         if let Answer::Certificate { chain, bundle, .. } = &released.answer
             && let (Some(chain), Some(bundle)) = (certificates(chain), certificates(bundle))
         {
+            // A login may have put another identity there meanwhile; that one counts.
+            let still = Credentials::load(dir).is_ok_and(|it| it.chain == self.credentials.chain);
             self.credentials.chain = chain;
             self.credentials.bundle = bundle;
-            if let Err(error) = self.credentials.save(dir) {
+            if still && let Err(error) = self.credentials.save(dir) {
                 eprintln!("the renewed certificate could not be written: {error}");
             }
         }

@@ -57,6 +57,9 @@ pub enum Command {
     Login {
         /// The single-use token; `-` reads it from standard input
         token: String,
+        /// Even if the directory holds another identity that still counts; it is gone then
+        #[arg(long)]
+        replace: bool,
     },
     /// Store a value as a new version
     Put(PutOptions),

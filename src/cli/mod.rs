@@ -73,7 +73,7 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
         Command::Unseal(options) => broker::unseal(options, output),
         Command::Dev { dir } => serve::dev(dir, output),
         Command::Agent { dir, action } => serve::agent(dir, action, output),
-        Command::Login { token } => serve::login(&token, &access, output),
+        Command::Login { token, replace } => serve::login(&token, replace, &access, output),
         Command::Recover { action } => serve::recover(action, output),
         Command::Restore(options) => serve::restore(options, output),
         Command::Bench { seconds, rounds, shape, echo, ready_file } => match (echo, ready_file) {

@@ -80,6 +80,9 @@ pub enum AgentAction {
         /// A word for people; without it the host's name
         #[arg(long)]
         name: Option<String>,
+        /// Even if the directory holds another identity that still counts; it is gone then
+        #[arg(long)]
+        replace: bool,
     },
 }
 

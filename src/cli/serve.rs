@@ -162,10 +162,10 @@ fn as_text(token: &SecretValue) -> Result<&str, Fault> {
     std::str::from_utf8(token.expose()).map_err(|_| Fault::usage("the token is not text"))
 }
 
-pub fn login(text: &str, access: &Access, output: &Output) -> Result<(), Fault> {
+pub fn login(text: &str, replace: bool, access: &Access, output: &Output) -> Result<(), Fault> {
     let (token, dir) = (token(text)?, access.identity_or_home()?);
     let id = block_on(async {
-        let login = app::login(as_text(&token)?, &dir, clock());
+        let login = app::login(as_text(&token)?, &dir, replace, clock());
         login.await.map_err(enrol_fault)
     })?;
     output.result(
@@ -189,6 +189,9 @@ fn enrol_fault(error: app::EnrolError) -> Fault {
             }
             fault
         }
+        app::EnrolError::Home(error) => {
+            Fault { hint: error.hint().map(str::to_owned), ..Fault::of(&error) }
+        }
         app::EnrolError::Kind { command, .. } => {
             Fault::of(&error).hint(format!("redeem it with `{command}`"))
         }
@@ -198,11 +201,11 @@ fn enrol_fault(error: app::EnrolError) -> Fault {
 
 pub fn agent(dir: PathBuf, action: Option<AgentAction>, output: &Output) -> Result<(), Fault> {
     match action {
-        Some(AgentAction::Join { token: text, listen, name }) => {
+        Some(AgentAction::Join { token: text, listen, name, replace }) => {
             let token = token(&text)?;
             let name = name.unwrap_or_else(app::host_name);
             let settings = block_on(async {
-                let join = app::join(as_text(&token)?, &dir, &listen, &name, clock());
+                let join = app::join(as_text(&token)?, &dir, &listen, &name, replace, clock());
                 join.await.map_err(enrol_fault)
             })?;
             output.result(

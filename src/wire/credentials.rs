@@ -10,7 +10,7 @@ use std::path::Path;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::directory::{self, Access, DirectoryError};
 use super::leaf::{Leaf, LeafError};
@@ -108,6 +108,7 @@ impl Credentials {
     /// What is wrong, and in which file.
     pub fn load(dir: &Path) -> Result<Self, CredentialsError> {
         directory::check(dir)?;
+        directory::settle(dir)?;
         let meta = parse_meta(&directory::read(dir, META, Access::Anyone)?)?;
         let chain = directory::read(dir, SVID, Access::Anyone)?;
         let bundle = directory::read(dir, BUNDLE, Access::Anyone)?;
@@ -123,22 +124,59 @@ impl Credentials {
         Ok(credentials)
     }
 
-    /// Writes a directory: each file whole or not at all, 0600, in a directory made 0700.
+    /// Reads a directory that may hold no identity at all.
+    ///
+    /// # Errors
+    /// As [`Credentials::load`], if there is anything of one but a key.
+    pub fn load_if_any(dir: &Path) -> Result<Option<Self>, CredentialsError> {
+        directory::check(dir)?;
+        directory::settle(dir)?;
+        let there = |name: &str| dir.join(name).symlink_metadata().is_ok();
+        if !there(META) && !there(SVID) {
+            return Ok(None);
+        }
+        Self::load(dir).map(Some)
+    }
+
+    /// Writes a directory: each file whole or not at all, 0600, in a directory made 0700. For an
+    /// identity whose key is there already; another key comes by [`Credentials::replace`].
     ///
     /// # Errors
     /// When a file can't be written, or `load` would refuse what is written.
     pub fn save(&self, dir: &Path) -> Result<(), CredentialsError> {
+        let files = self.files()?;
+        directory::make(dir)?;
+        for (name, text) in &files {
+            directory::replace(dir, name, text.as_bytes())?;
+        }
+        Ok(directory::sync(dir)?)
+    }
+
+    /// Writes a directory in place of the identity that it may hold, together with other files that
+    /// belong to the new one: all of them, or nothing.
+    ///
+    /// # Errors
+    /// As [`Credentials::save`].
+    pub fn replace(&self, dir: &Path, beside: &[(&str, &[u8])]) -> Result<(), CredentialsError> {
+        let own = self.files()?;
+        let own = own.iter().map(|(name, text)| (*name, text.as_bytes()));
+        let files: Vec<_> = own.chain(beside.iter().copied()).collect();
+        directory::make(dir)?;
+        Ok(directory::replace_all(dir, &files)?)
+    }
+
+    /// The four files, in the order in which they are written.
+    fn files(&self) -> Result<[(&'static str, Zeroizing<String>); 4], CredentialsError> {
         self.check()?;
         let key = pem::encode_key(&self.key).ok_or(CredentialsError::KeyKind)?;
         let (trust_domain, broker) = (self.domain.clone(), self.broker.clone());
         let meta = serde_json::json!(Meta { format: FORMAT, trust_domain, broker });
-        directory::make(dir)?;
-        directory::replace(dir, META, format!("{meta:#}\n").as_bytes())?;
-        let bundle = pem::encode_certificates(&self.bundle);
-        directory::replace(dir, BUNDLE, bundle.as_bytes())?;
-        directory::replace(dir, KEY, key.as_bytes())?;
-        directory::replace(dir, SVID, pem::encode_certificates(&self.chain).as_bytes())?;
-        Ok(directory::sync(dir)?)
+        Ok([
+            (META, format!("{meta:#}\n").into()),
+            (BUNDLE, pem::encode_certificates(&self.bundle).into()),
+            (KEY, key),
+            (SVID, pem::encode_certificates(&self.chain).into()),
+        ])
     }
 
     /// The SPIFFE ID of the leaf.
@@ -269,6 +307,12 @@ mod tests {
         );
         loaded.save(&dir).unwrap();
         assert!(Credentials::load(&dir).is_ok(), "saved over itself");
+        some("spiffe://corp.example/pay/other").replace(&dir, &[("more", b"x")]).unwrap();
+        let other = Credentials::load_if_any(&dir).unwrap().unwrap();
+        assert_eq!(other.spiffe_id().unwrap().as_str(), "spiffe://corp.example/pay/other");
+        assert_ne!(other.chain, loaded.chain);
+        assert_eq!(mode(&dir.join("more")), 0o600);
+        assert_eq!(mode(&dir.join(KEY)), 0o600);
     }
 
     #[test]
@@ -287,6 +331,16 @@ mod tests {
         let error = Credentials::load(&dir).unwrap_err().to_string();
         assert!(error.ends_with(&format!("run `chmod 700 {}`", dir.display())), "{error}");
         assert!(some("spiffe://corp.example/x").save(&dir).is_err());
+    }
+
+    #[test]
+    fn a_directory_may_hold_none_or_half_of_one() {
+        let (_place, dir) = saved();
+        assert!(Credentials::load_if_any(&dir).unwrap().is_some());
+        std::fs::remove_file(dir.join(SVID)).unwrap();
+        assert!(Credentials::load_if_any(&dir).is_err(), "half of one is a fault");
+        std::fs::remove_file(dir.join(META)).unwrap();
+        assert!(Credentials::load_if_any(&dir).unwrap().is_none(), "a key alone is nobody");
     }
 
     #[test]

@@ -12,6 +12,10 @@ use zeroize::Zeroizing;
 
 use crate::model::limits::CREDENTIALS_FILE_MAX;
 
+/// New files that belong together, while they are written, and once they count.
+const PART: &str = ".next.part";
+const NEXT: &str = ".next";
+
 /// Why a file of an identity can't be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
@@ -154,6 +158,51 @@ pub fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), Directo
     })
 }
 
+/// Writes several files (0600) that belong together: readers see all of the old ones or all of the
+/// new ones, at whatever point this is cut off. They are written into a directory of their own; its
+/// one rename decides, and what is left to do then is [`settle`]'s.
+///
+/// # Errors
+/// When they can't be written. The old ones are untouched then, unless they were replaced already.
+pub fn replace_all(directory: &Path, files: &[(&str, &[u8])]) -> Result<(), DirectoryError> {
+    settle(directory)?;
+    let (part, next) = (directory.join(PART), directory.join(NEXT));
+    let failed = |source| DirectoryError::Write { path: part.clone(), source };
+    let written = forget(&part)
+        .and_then(|()| DirBuilder::new().mode(0o700).create(&part))
+        .and_then(|()| {
+            files.iter().try_for_each(|(name, bytes)| write_synced(&part.join(name), bytes))
+        })
+        .and_then(|()| File::open(&part)?.sync_all())
+        .and_then(|()| std::fs::rename(&part, &next));
+    if let Err(source) = written {
+        let _ = forget(&part); // it may hold a key
+        return Err(failed(source));
+    }
+    sync(directory)?;
+    settle(directory)
+}
+
+/// Finishes a [`replace_all`] that was decided and cut off. Several may do so at once.
+///
+/// # Errors
+/// When the files can't be put in their places.
+pub fn settle(directory: &Path) -> Result<(), DirectoryError> {
+    let next = directory.join(NEXT);
+    let failed = |source| DirectoryError::Write { path: next.clone(), source };
+    let entries = match std::fs::read_dir(&next) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        gone_is_done(std::fs::rename(entry.path(), directory.join(entry.file_name())))
+            .map_err(failed)?;
+    }
+    sync(directory)?;
+    gone_is_done(std::fs::remove_dir(&next)).map_err(failed)
+}
+
 /// Makes renames in the directory durable.
 ///
 /// # Errors
@@ -165,13 +214,22 @@ pub fn sync(directory: &Path) -> Result<(), DirectoryError> {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    gone_is_done(std::fs::remove_file(path))?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+fn forget(directory: &Path) -> io::Result<()> {
+    gone_is_done(std::fs::remove_dir_all(directory))
+}
+
+/// What is not there any more need not be moved or removed.
+fn gone_is_done(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
 }
 
 fn check_owner(path: &Path, uid: u32) -> Result<(), DirectoryError> {
@@ -187,4 +245,62 @@ fn check_mode(path: &Path, mode: u32, forbidden: u32, want: u32) -> Result<(), D
         return Ok(());
     }
     Err(DirectoryError::Loose { path: path.to_owned(), mode: mode & 0o7777, want })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: [(&str, &[u8]); 2] = [("key", b"old key"), ("svid", b"old svid")];
+    const NEW: [(&str, &[u8]); 2] = [("key", b"new key"), ("svid", b"new svid")];
+
+    fn seen(dir: &Path) -> Vec<Vec<u8>> {
+        OLD.iter().map(|(name, _)| std::fs::read(dir.join(name)).unwrap()).collect()
+    }
+
+    fn with_old() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        replace_all(dir.path(), &OLD).unwrap();
+        dir
+    }
+
+    #[test]
+    fn files_that_belong_together_change_together() {
+        let dir = with_old();
+        replace_all(dir.path(), &NEW).unwrap();
+        assert_eq!(seen(dir.path()), [b"new key".to_vec(), b"new svid".to_vec()]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing stays beside them");
+    }
+
+    #[test]
+    fn what_was_cut_off_is_undone_before_the_decision_and_finished_after_it() {
+        let dir = with_old();
+        let (part, next) = (dir.path().join(PART), dir.path().join(NEXT));
+        std::fs::create_dir(&part).unwrap();
+        std::fs::write(part.join("key"), "half").unwrap();
+        settle(dir.path()).unwrap();
+        assert_eq!(seen(dir.path()), [b"old key".to_vec(), b"old svid".to_vec()]);
+
+        for moved in 0..=NEW.len() {
+            replace_all(dir.path(), &OLD).unwrap(); // a part that was left is no hindrance
+            assert!(!part.exists());
+            std::fs::create_dir(&next).unwrap();
+            for (at, (name, bytes)) in NEW.iter().enumerate() {
+                let to = if at < moved { dir.path().join(name) } else { next.join(name) };
+                std::fs::write(to, bytes).unwrap();
+            }
+            settle(dir.path()).unwrap();
+            assert_eq!(seen(dir.path()), [b"new key".to_vec(), b"new svid".to_vec()], "{moved}");
+            assert!(!next.exists());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_the_old_files_and_no_new_key() {
+        let dir = with_old();
+        let bad: [(&str, &[u8]); 2] = [("key", b"new key"), ("none/svid", b"new svid")];
+        assert!(replace_all(dir.path(), &bad).is_err());
+        assert_eq!(seen(dir.path()), [b"old key".to_vec(), b"old svid".to_vec()]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
 }

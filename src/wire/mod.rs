@@ -33,7 +33,7 @@ pub use client::Client;
 pub use client_error::ClientError;
 pub use close::CloseCode;
 pub use credentials::{Credentials, CredentialsError};
-pub use directory::DirectoryError;
+pub use directory::{DirectoryError, settle};
 pub use enroll::{Enrolled, enroll};
 pub use frame::{
     FrameError, Lengths, Opening, Reply, decode_lengths, decode_nonce, encode_nonce, parse_opening,

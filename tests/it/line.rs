@@ -62,7 +62,7 @@ impl House {
         let broker = start.start().await.unwrap();
         let home = dir.path().join("operator");
         let token = String::from_utf8(made.operator_token.expose().to_vec()).unwrap();
-        app::login(&token, &home, timed()).await.unwrap();
+        app::login(&token, &home, false, timed()).await.unwrap();
         let operator = Credentials::load(&home).unwrap();
         Self { broker, clock, operator, dir }
     }
@@ -174,7 +174,7 @@ fn a_revoked_operator_is_denied_and_closed() {
         let (_, released) = client.ask(added, SecretValue::empty()).await.unwrap();
         let token = String::from_utf8(released.body.expose().to_vec()).unwrap();
         let home = house.dir.path().join("second");
-        app::login(&token, &home, house.clock()).await.unwrap();
+        app::login(&token, &home, false, house.clock()).await.unwrap();
         let second = Credentials::load(&home).unwrap();
         let connection = Client::connect(&second, house.clock()).await.unwrap();
         connection.ask(list(), SecretValue::empty()).await.unwrap();

@@ -1,5 +1,6 @@
 //! Tests of the whole: one binary, real handshakes, ports that the system chooses.
 
+mod again;
 mod backup;
 mod bad_input;
 mod forge;
