@@ -18,6 +18,7 @@ use super::shared::{Published, Shared};
 use super::signed_note::LogKey;
 use super::sink::{Put, Sink};
 use super::writer::Committer;
+use crate::model::limits::LOG_SEGMENT_MIN;
 
 /// Makes the directory, keeps others out of it, and locks it.
 pub(super) fn take_directory(dir: &Path) -> Result<File, OpenLogError> {
@@ -79,12 +80,13 @@ pub(super) fn begin(
     Ok(Base { published, bundle: Vec::new() })
 }
 
-/// The first segment of a log over which nothing stands yet.
+/// The first segment of a log over which nothing stands yet; the smallest, as at a rotation, where a
+/// whole one would eat the reserve. Ordinary records then wait for room, operators can make some.
 pub(super) fn first_segment(
     sink: &dyn Sink,
     dir: &Path,
     size: u64,
-    bytes: u64,
+    (bytes, reserve): (u64, u64),
 ) -> Result<Replay, OpenLogError> {
     if size > 0 {
         return Err(OpenLogError::Corrupt {
@@ -93,6 +95,9 @@ pub(super) fn first_segment(
             what: "every segment of the write-ahead log is missing",
         });
     }
+    let free = sink.free().map_err(OpenLogError::io(dir))?;
+    let roomy = free >= reserve.saturating_add(bytes);
+    let bytes = if roomy { bytes } else { LOG_SEGMENT_MIN.min(bytes) };
     let path = segment_path(0);
     let head = SegmentHead { first: 0, batch: 1 };
     sink.create(&path, bytes, &head.to_block()).map_err(OpenLogError::io(&dir.join(&path)))?;

@@ -108,7 +108,7 @@ impl DecisionLog {
         let size = published.edge.size();
         let mut replay = match replay(&dir, size)? {
             Some(replay) => replay,
-            None => first_segment(&*sink, &dir, size, segment_bytes)?,
+            None => first_segment(&*sink, &dir, size, (segment_bytes, reserve))?,
         };
         let mut segment = sink.open(&replay.path).map_err(OpenLogError::io(&dir))?;
         let cut = replay.cut.map(|to| to.saturating_sub(replay.at));

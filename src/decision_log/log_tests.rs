@@ -52,10 +52,17 @@ impl Bench {
     }
 
     fn faulty(dir: &Path, faults: &Arc<Faults>, reserve: u64) -> Result<Self, OpenLogError> {
+        Self::faulty_of(dir, faults, LogSettings { reserve, ..settings(dir) })
+    }
+
+    fn faulty_of(
+        dir: &Path,
+        faults: &Arc<Faults>,
+        settings: LogSettings,
+    ) -> Result<Self, OpenLogError> {
         let lock = take_directory(dir)?;
         let (root, files) = (dir.to_owned(), Files::new(dir));
         let sink = Arc::new(Faulty { root, files, faults: Arc::clone(faults) });
-        let settings = LogSettings { reserve, ..settings(dir) };
         let key = LogKey::from_seed(&SEED);
         let (log, writer) = DecisionLog::open_with(settings, key, clock(), sink, lock)?;
         Ok(Self { log, writer })
@@ -358,6 +365,28 @@ fn what_is_kept_for_operators_is_kept() {
     assert_eq!(bench.commit(&large), [Ok(11), Ok(12), Ok(13), Ok(14)]);
     bench.publish();
     assert_eq!(verify_dir(dir.path(), &vkey()).unwrap().size, 15);
+}
+
+#[test]
+fn on_a_small_disk_the_first_segment_is_small() {
+    let (reserve, whole) = (1 << 20, 4 * LOG_SEGMENT_MIN);
+    for (free, bytes, ordinary) in [
+        (reserve + whole, whole, true),
+        (reserve + whole - 1, LOG_SEGMENT_MIN, true),
+        (reserve - 1, LOG_SEGMENT_MIN, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let faults = Faults::at(-1, Fault::CutBefore);
+        faults.set_free(free);
+        let settings = LogSettings { reserve, segment_bytes: whole, ..settings(dir.path()) };
+        let mut bench = Bench::faulty_of(dir.path(), &faults, settings).unwrap();
+        let segment = dir.path().join(frame::segment_path(0));
+        assert_eq!(fs::metadata(&segment).unwrap().len(), bytes, "{free} are free");
+        assert_eq!(bench.log.shared().admits(Rank::Ordinary), ordinary, "{free} are free");
+        assert_eq!(bench.commit_as(Rank::Reserved, &[record(0)]), [Ok(0)], "operators go on");
+        bench.publish();
+        assert_eq!(verify_dir(dir.path(), &vkey()).unwrap().size, 1);
+    }
 }
 
 #[test]
