@@ -23,17 +23,7 @@ const WIDE: usize = 90;
 pub(super) fn of(line: &mut Line, ask: &Ask) {
     match ask {
         Ask::Write { cas, labels, staged, .. } if cas.is_some() || labels.is_some() || *staged => {
-            line.key("detail").object(|line| {
-                if let Some(cas) = cas {
-                    line.key("cas").number(*cas);
-                }
-                if let Some(labels) = labels {
-                    digest_of_labels(line, labels);
-                }
-                if *staged {
-                    line.key("staged").truth(true);
-                }
-            });
+            line.key("detail").object(|line| write(line, *cas, labels.as_ref(), *staged));
         }
         Ask::Label { labels, .. } => {
             line.key("detail").object(|line| digest_of_labels(line, labels));
@@ -81,6 +71,19 @@ pub(super) fn of(line: &mut Line, ask: &Ask) {
         Ask::DeviceList { .. } | Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => {}
         Ask::EntryList { .. } | Ask::EntryDelete { .. } | Ask::Status {} | Ask::BackupData {} => {}
         Ask::PolicyRead {} | Ask::PolicyActivate {} | Ask::PolicyRollback {} => {}
+    }
+}
+
+/// Under which condition, and what beside the value.
+fn write(line: &mut Line, cas: Option<u64>, labels: Option<&Labels>, staged: bool) {
+    if let Some(cas) = cas {
+        line.key("cas").number(cas);
+    }
+    if let Some(labels) = labels {
+        digest_of_labels(line, labels);
+    }
+    if staged {
+        line.key("staged").truth(true);
     }
 }
 
