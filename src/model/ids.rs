@@ -3,15 +3,32 @@
 use std::cell::RefCell;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use super::clock::Moment;
 
+/// The text is no id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an id has 36 characters: hyphens, digits and a to f in lower case")]
+pub struct IdError;
+
+/// A UUID in the form in which it is written; no other text names the same thing.
+fn canonical(text: &str) -> Result<Uuid, IdError> {
+    let id = Uuid::try_parse(text).map_err(|_| IdError)?;
+    let mut form = Uuid::encode_buffer();
+    if id.hyphenated().encode_lower(&mut form) == text { Ok(id) } else { Err(IdError) }
+}
+
+fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Uuid, D::Error> {
+    let text = std::borrow::Cow::<str>::deserialize(from)?;
+    canonical(&text).map_err(serde::de::Error::custom)
+}
+
 /// The id of one request: a UUIDv7 made by the broker, never by the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct RequestId(Uuid);
+pub struct RequestId(#[serde(deserialize_with = "read")] Uuid);
 
 impl RequestId {
     /// A fresh id, ordered by the given moment.
@@ -20,12 +37,12 @@ impl RequestId {
         Self(uuid::Builder::from_unix_timestamp_millis(millis, &random()).into_uuid())
     }
 
-    /// Parses the hyphenated form.
+    /// Parses the one form: 36 characters, hyphenated, lower case.
     ///
     /// # Errors
-    /// When the text is not a UUID.
-    pub fn parse(text: &str) -> Result<Self, uuid::Error> {
-        Uuid::try_parse(text).map(Self)
+    /// When the text is anything else, another form of the same UUID included.
+    pub fn parse(text: &str) -> Result<Self, IdError> {
+        canonical(text).map(Self)
     }
 }
 
@@ -63,7 +80,7 @@ impl fmt::Display for RequestId {
 /// The immutable id of a registration entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct EntryId(pub Uuid);
+pub struct EntryId(#[serde(deserialize_with = "read")] pub Uuid);
 
 impl EntryId {
     /// A fresh random id.
@@ -71,12 +88,12 @@ impl EntryId {
         Self(Uuid::new_v4())
     }
 
-    /// Parses the hyphenated form.
+    /// Parses the one form: 36 characters, hyphenated, lower case.
     ///
     /// # Errors
-    /// When the text is not a UUID.
-    pub fn parse(text: &str) -> Result<Self, uuid::Error> {
-        Uuid::try_parse(text).map(Self)
+    /// When the text is anything else, another form of the same UUID included.
+    pub fn parse(text: &str) -> Result<Self, IdError> {
+        canonical(text).map(Self)
     }
 }
 
@@ -99,5 +116,35 @@ impl fmt::Display for Serial {
 impl fmt::Debug for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_one_form() {
+        let good = "0192a0b0-0000-7000-8000-00000000abcd";
+        assert_eq!(EntryId::parse(good).unwrap().to_string(), good);
+        assert_eq!(RequestId::parse(good).unwrap().to_string(), good);
+        let json = format!("\"{good}\"");
+        let read: EntryId = serde_json::from_str(&json).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), json);
+        for bad in [
+            good.to_uppercase(),
+            good.replace('-', ""),
+            format!("{{{good}}}"),
+            format!("urn:uuid:{good}"),
+            format!(" {good}"),
+            good[1..].to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(EntryId::parse(&bad), Err(IdError), "{bad}");
+            assert_eq!(RequestId::parse(&bad), Err(IdError), "{bad}");
+            let json = format!("\"{bad}\"");
+            assert!(serde_json::from_str::<EntryId>(&json).is_err(), "{bad}");
+            assert!(serde_json::from_str::<RequestId>(&json).is_err(), "{bad}");
+        }
     }
 }

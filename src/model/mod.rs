@@ -32,7 +32,7 @@ pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis
 pub use device::{DeviceClass, DeviceId, Digest, DigestError};
 pub use diagnostic::{Diagnostic, did_you_mean};
 pub use entry::{Entry, EntryDraft, EntryError, Selector, WorkloadFacts};
-pub use ids::{EntryId, RequestId, Serial};
+pub use ids::{EntryId, IdError, RequestId, Serial};
 pub use join_secret::join_secret_digest;
 pub use name::{NameError, Namespace, SecretName, SecretPrefix, check_segment};
 pub use object::{Action, Object, ObjectError};
