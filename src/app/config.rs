@@ -98,7 +98,8 @@ impl BrokerConfig {
     pub fn render(&self) -> String {
         let seal = match &self.seal {
             SealConfig::KeyFile(path) => {
-                format!("kind = \"key-file\"\nkey_file = {:?}\n", path.display().to_string())
+                let path = toml::Value::String(path.display().to_string());
+                format!("kind = \"key-file\"\nkey_file = {path}\n")
             }
             SealConfig::Passphrase => "kind = \"passphrase\"\n".to_owned(),
         };
@@ -318,6 +319,23 @@ mod tests {
         let config = BrokerConfig::parse("broker.toml", GOOD).unwrap();
         assert_eq!(config.listen, "0.0.0.0:8443".parse().unwrap());
         assert_eq!(BrokerConfig::parse("broker.toml", &config.render()).unwrap(), config);
+    }
+
+    #[test]
+    fn any_path_of_a_key_file_is_written_as_toml_reads_it() {
+        let config = BrokerConfig::parse("broker.toml", GOOD).unwrap();
+        for path in [
+            "/a b/seal.key",
+            "/it's",
+            "/\"quoted\"",
+            "/back\\slash",
+            "/é/\u{200b}\u{7f}\t\n\u{1}",
+            "/'''\"\"\"",
+        ] {
+            let with = BrokerConfig { seal: SealConfig::KeyFile(path.into()), ..config.clone() };
+            let text = with.render();
+            assert_eq!(BrokerConfig::parse("broker.toml", &text), Ok(with), "{text}");
+        }
     }
 
     #[test]
