@@ -1,6 +1,7 @@
 //! `doorward dev`: broker and agent on loopback, staying up; policies are put in force when saved.
 
-use std::path::PathBuf;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,19 @@ pub async fn dev(
     });
     let stage = begun.await??;
     let policies = stage.broker_dir().join("policies");
+    welcome(&stage, &policies, told);
+    let stage = Arc::new(stage);
+    tokio::select! {
+        () = stop => {}
+        never = watch(&stage, &policies) => match never {},
+    }
+    let ended = tokio::task::spawn_blocking(move || drop(stage));
+    ended.await?;
+    Ok(())
+}
+
+/// What to type.
+fn welcome(stage: &Stage, policies: &Path, told: &dyn Fn(&str, &Value)) {
     let (operator, socket) = (stage.operator_dir(), stage.socket());
     let uid = nix::unistd::getuid();
     told(
@@ -49,43 +63,37 @@ pub async fn dev(
             "trust_domain": DOMAIN, "identity": operator, "policies": policies, "socket": socket,
         }),
     );
-    let stage = Arc::new(stage);
-    let watch = async {
-        let mut seen = BundleFiles::read_dir(&policies).map(|files| files.digest()).ok();
-        loop {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            let digest = match BundleFiles::read_dir(&policies) {
-                Ok(files) => Some(files.digest()),
-                Err(_) => None,
-            };
-            if digest == seen {
-                continue;
-            }
-            seen = digest;
-            let (stage, dir) = (Arc::clone(&stage), policies.display().to_string());
-            let ran = tokio::task::spawn_blocking(move || {
-                stage.operator(&["policy", "activate", &dir], None)
-            });
-            match ran.await {
-                Ok(Ok(ran)) if ran.code == 0 => {
-                    tracing::info!(serial = %ran.json()["serial"], "the policy is in force");
-                }
-                Ok(Ok(ran)) => {
-                    tracing::error!(
-                        "the saved policy was refused; the one before stays in force\n{}\n{}",
-                        ran.stdout.trim(),
-                        ran.stderr.trim()
-                    );
-                }
-                _ => tracing::error!("the saved policy could not be sent"),
-            }
+}
+
+/// Puts the policies in force whenever they were saved.
+async fn watch(stage: &Arc<Stage>, policies: &Path) -> Infallible {
+    let mut seen = BundleFiles::read_dir(policies).map(|files| files.digest()).ok();
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let digest = match BundleFiles::read_dir(policies) {
+            Ok(files) => Some(files.digest()),
+            Err(_) => None,
+        };
+        if digest == seen {
+            continue;
         }
-    };
-    tokio::select! {
-        () = stop => {}
-        () = watch => {}
+        seen = digest;
+        let (stage, dir) = (Arc::clone(stage), policies.display().to_string());
+        let ran = tokio::task::spawn_blocking(move || {
+            stage.operator(&["policy", "activate", &dir], None)
+        });
+        match ran.await {
+            Ok(Ok(ran)) if ran.code == 0 => {
+                tracing::info!(serial = %ran.json()["serial"], "the policy is in force");
+            }
+            Ok(Ok(ran)) => {
+                tracing::error!(
+                    "the saved policy was refused; the one before stays in force\n{}\n{}",
+                    ran.stdout.trim(),
+                    ran.stderr.trim()
+                );
+            }
+            _ => tracing::error!("the saved policy could not be sent"),
+        }
     }
-    let ended = tokio::task::spawn_blocking(move || drop(stage));
-    ended.await?;
-    Ok(())
 }
