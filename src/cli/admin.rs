@@ -1,11 +1,9 @@
-//! whoami, can-i, status, tokens, operators, devices, entries, identities, backups.
+//! whoami, can-i, status, tokens, operators, devices, entries, identities.
 
 use serde_json::json;
 
 use super::access::{Access, Asking};
-use super::args::{
-    BackupOptions, DeviceAction, EntryAction, IdentityAction, OperatorAction, TokenAction,
-};
+use super::args::{DeviceAction, EntryAction, IdentityAction, OperatorAction, TokenAction};
 use super::fault::Fault;
 use super::listing::{devices, entries};
 use super::output::{Output, printable, table};
@@ -361,25 +359,4 @@ pub async fn identity(
         }
     };
     done_on(&asking, Ask::Revoke { spiffe_id, resume }, &said, output).await
-}
-
-pub async fn backup(options: BackupOptions, access: &Access, output: &Output) -> Result<(), Fault> {
-    if options.new_recipient {
-        let (public, private) = app::new_recipient().map_err(|error| Fault::of(&error))?;
-        app::write_private(&options.file, private.expose()).map_err(|error| Fault::of(&error))?;
-        output.result(&public, &json!({ "recipient": public, "private_key": options.file }));
-        return Ok(());
-    }
-    let asking = access.connect().await?;
-    let (_, released) = asking.ask(Ask::BackupData {}, SecretValue::empty()).await?;
-    app::write_private(&options.file, released.body.expose()).map_err(|error| Fault::of(&error))?;
-    if let (Some(keys), Some(recipient)) = (&options.keys, options.recipient) {
-        let (_, released) = asking.ask(Ask::BackupKeys { recipient }, SecretValue::empty()).await?;
-        app::write_private(keys, released.body.expose()).map_err(|error| Fault::of(&error))?;
-    }
-    output.result(
-        &format!("wrote {}", options.file.display()),
-        &json!({ "data": options.file, "keys": options.keys }),
-    );
-    Ok(())
 }

@@ -6,6 +6,7 @@
 mod access;
 mod admin;
 mod args;
+mod backup;
 mod broker;
 mod doctor;
 mod fault;
@@ -116,7 +117,7 @@ async fn asking(command: Command, access: &access::Access, output: &Output) -> R
         Command::Device { action } => admin::device(action, access, output).await,
         Command::Entry { action } => admin::entry(action, access, output).await,
         Command::Identity { action } => admin::identity(action, access, output).await,
-        Command::Backup(options) => admin::backup(options, access, output).await,
+        Command::Backup(options) => backup::backup(options, access, output).await,
         Command::Policy { action } => policies::policy(action, access, output).await,
         Command::Log { action } => logs::log(action, access, output).await,
         Command::Explain { request } => logs::explain(&request, access, output).await,

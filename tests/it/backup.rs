@@ -30,10 +30,19 @@ fn keys_are_taken_only_under_a_row_that_says_so() {
     stage.operator_must(&["backup", &path("alone.backup")], None).unwrap();
     let ran = take(&path("data-1"), &path("keys-1"));
     assert_eq!(ran.code, 3, "{ran:?}");
-    assert!(!stage.dir().join("keys-1").exists());
+    for file in ["data-1", "keys-1"] {
+        assert!(!stage.dir().join(file).exists(), "{file}: nothing is left behind");
+    }
     keys_may_be_taken(&stage);
     let ran = take(&path("data-2"), &path("keys-2"));
     assert_eq!(ran.code, 0, "{ran:?}");
+    let whole = std::fs::read(path("data-2")).unwrap();
+    for (data, keys) in [("data-2", "keys-3"), ("data-3", "keys-2"), ("data-3", "none/keys-3")] {
+        let ran = take(&path(data), &path(keys));
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(!stage.dir().join("data-3").exists() && !stage.dir().join("keys-3").exists());
+    }
+    assert_eq!(std::fs::read(path("data-2")).unwrap(), whole, "what was there is there");
 }
 
 #[test]
