@@ -357,11 +357,11 @@ impl Ask {
 
     /// The largest body, in bytes, that this ask may bring; 0 for most.
     pub fn body_max(&self) -> usize {
-        use super::limits::{BODY_MAX, EVIDENCE_MAX, VALUE_MAX};
+        use super::limits::{BUNDLE_MAX, EVIDENCE_MAX, VALUE_MAX};
         match self {
             Self::Write { .. } => VALUE_MAX,
             Self::Report { .. } => EVIDENCE_MAX,
-            Self::PolicyActivate {} => BODY_MAX,
+            Self::PolicyActivate {} => BUNDLE_MAX,
             Self::Enroll { .. } => 1024,
             _ => 0,
         }

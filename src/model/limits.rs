@@ -78,7 +78,7 @@ pub const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 pub const HEAD_MAX: usize = 16 * 1024;
 /// The JSON head of one frame from the broker, in bytes: a page of 1000 names with their labels.
 pub const REPLY_HEAD_MAX: usize = 1024 * 1024;
-/// The raw body of one frame, in bytes: a policy bundle is the largest.
+/// The raw body of one frame, in bytes: a page of the log is the largest beside bundles and backups.
 pub const BODY_MAX: usize = 4 * 1024 * 1024;
 /// The evidence of one report, in bytes: some forty facts are three thousand.
 pub const EVIDENCE_MAX: usize = 64 * 1024;
@@ -245,8 +245,9 @@ pub const LIVING_KEYS_MAX: usize = 128 * 1024;
 
 /// Rows of one policy.
 pub const POLICY_ROWS_MAX: usize = 200_000;
-/// Bytes of one policy file.
-pub const POLICY_FILE_MAX: usize = 32 * 1024 * 1024;
+/// A policy bundle as JSON, in bytes, on a disk, in the store and on the wire: 100,000 rules of some
+/// hundred bytes fit, and ten bundles fit a backup.
+pub const BUNDLE_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of one line of a policy file.
 pub const POLICY_LINE_MAX: usize = 8 * 1024;
 /// Files of one policy bundle: the two and its tests.

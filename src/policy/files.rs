@@ -12,7 +12,7 @@ use std::path::Path;
 
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 
-use crate::model::limits::{BUNDLE_FILES_MAX, POLICY_FILE_MAX};
+use crate::model::limits::{BUNDLE_FILES_MAX, BUNDLE_MAX};
 use crate::model::{Diagnostic, Digest, TrustDomain, check_segment};
 
 /// The name of the rows' file.
@@ -56,8 +56,8 @@ impl BundleFiles {
     /// # Errors
     /// What is wrong, and at which line and column.
     pub fn from_json(bytes: &[u8]) -> Result<Self, Vec<Diagnostic>> {
-        if bytes.len() > POLICY_FILE_MAX {
-            return Err(vec![fault("bundle", format!("over {POLICY_FILE_MAX} bytes long"))]);
+        if bytes.len() > BUNDLE_MAX {
+            return Err(vec![too_large()]);
         }
         let text = std::str::from_utf8(bytes).map_err(|error| {
             vec![fault("bundle", format!("not UTF-8 at byte {}", error.valid_up_to()))]
@@ -119,6 +119,12 @@ impl BundleFiles {
         self.files.iter().filter(in_tests).map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
+    /// Bytes of the JSON form: what a broker takes is what is measured everywhere.
+    fn json_bytes(&self) -> usize {
+        let parts = self.files.iter().map(|(name, text)| quoted(name) + quoted(text) + 2);
+        parts.sum::<usize>() + 1
+    }
+
     /// Every name allowed, both files there, no more of them and no more text than a bundle has.
     ///
     /// # Errors
@@ -138,8 +144,8 @@ impl BundleFiles {
         if self.files.len() > BUNDLE_FILES_MAX {
             faults.push(fault("bundle", format!("over {BUNDLE_FILES_MAX} files")));
         }
-        if self.files.values().map(String::len).sum::<usize>() > POLICY_FILE_MAX {
-            faults.push(fault("bundle", format!("over {POLICY_FILE_MAX} bytes in all")));
+        if self.json_bytes() > BUNDLE_MAX {
+            faults.push(too_large());
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
@@ -151,6 +157,21 @@ fn is_allowed(name: &str) -> bool {
         stem.is_some_and(|stem| !stem.starts_with('.') && check_segment(1, stem).is_ok())
     };
     name == POLICY || name == POSTURE || test(name)
+}
+
+/// Bytes of a text as a JSON string.
+fn quoted(text: &str) -> usize {
+    let one = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    text.bytes().map(one).sum::<usize>() + 2
+}
+
+fn too_large() -> Diagnostic {
+    fault("bundle", format!("over {BUNDLE_MAX} bytes as JSON, which is how it is sent and kept"))
+        .help("a line costs one byte more than in its file, a quotation mark too")
 }
 
 /// A fault of a whole file.
@@ -197,7 +218,7 @@ impl Reading {
     }
 
     fn file(&mut self, path: &Path, name: String) {
-        let left = POLICY_FILE_MAX.saturating_sub(self.bytes);
+        let left = BUNDLE_MAX.saturating_sub(self.bytes);
         match read_plain(path, left) {
             Ok(bytes) => {
                 self.bytes += bytes.len();
@@ -339,8 +360,46 @@ mod tests {
     fn an_oversize_file_is_refused_before_it_is_read() {
         let (dir, _) = written();
         let big = std::fs::File::create(dir.path().join("tests/big.toml")).unwrap();
-        big.set_len(u64::try_from(POLICY_FILE_MAX).unwrap() + 1).unwrap();
+        big.set_len(u64::try_from(BUNDLE_MAX).unwrap() + 1).unwrap();
         assert!(BundleFiles::read_dir(dir.path()).is_err());
+    }
+
+    #[test]
+    fn what_passes_here_is_what_a_broker_takes() {
+        use crate::model::Ask;
+        let mut files = defaults();
+        files.files.insert("tests/odd.toml".into(), "\"\\\r\n\t\u{8}\u{c}\u{1}\u{7f}é😀/".into());
+        assert_eq!(files.json_bytes(), files.to_json().len());
+        let body_max = Ask::PolicyActivate {}.body_max();
+        let room = body_max - files.json_bytes();
+        files.files.get_mut(POLICY).unwrap().push_str(&"#".repeat(room));
+        assert_eq!(files.to_json().len(), body_max);
+        files.check_names().unwrap();
+        BundleFiles::from_json(&files.to_json()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("tests")).unwrap();
+        files.files.remove("tests/odd.toml");
+        for (name, text) in &files.files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        BundleFiles::read_dir(dir.path()).unwrap();
+        files.files.insert("tests/odd.toml".into(), "\n".repeat(40));
+        assert!(files.check_names().is_err(), "a line costs two bytes");
+        assert!(BundleFiles::from_json(&files.to_json()).is_err());
+    }
+
+    #[test]
+    fn a_hundred_thousand_rules_fit() {
+        let row = |n: u32| {
+            format!(
+                "p, team-{n:06}-reads, spiffe://corp.example/ns/team-{n:06}/sa/api, \
+                 secret/team-{n:06}/**, read, managed, -, 2027-01-01T00:00:00Z, allow\n"
+            )
+        };
+        let mut files = defaults();
+        files.files.insert(POLICY.into(), (0..100_000).map(row).collect());
+        assert!(files.json_bytes() > 10_000_000);
+        files.check_names().unwrap();
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use crate::model::Diagnostic;
-use crate::model::limits::{DIAGNOSTICS_MAX, POLICY_FILE_MAX, POLICY_LINE_MAX};
+use crate::model::limits::{BUNDLE_MAX, DIAGNOSTICS_MAX, POLICY_LINE_MAX};
 
 /// The faults of one file, at most [`DIAGNOSTICS_MAX`].
 #[derive(Debug)]
@@ -84,8 +84,8 @@ pub(super) enum Line<'t> {
 /// Splits a file into lines; a line with a fault is left out and its faults are noted.
 pub(super) fn split<'t>(text: &'t str, faults: &mut Faults<'t>) -> Vec<Line<'t>> {
     let mut lines = Vec::new();
-    if text.len() > POLICY_FILE_MAX {
-        faults.add(0, 1, format!("the file is over {POLICY_FILE_MAX} bytes long"));
+    if text.len() > BUNDLE_MAX {
+        faults.add(0, 1, format!("the file is over {BUNDLE_MAX} bytes long"));
         return lines;
     }
     let mut at = 0;

@@ -13,7 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use super::strict::{self, StrictError};
-use crate::model::limits::{BODY_MAX, EVIDENCE_MAX, FILE_MAX, HEAD_MAX, REPLY_HEAD_MAX, VALUE_MAX};
+use crate::model::limits::{
+    BODY_MAX, BUNDLE_MAX, EVIDENCE_MAX, FILE_MAX, HEAD_MAX, REPLY_HEAD_MAX, VALUE_MAX,
+};
 use crate::model::{
     Answer, Ask, ClientRef, Code, Reason, Refusal, RequestId, SecretValue, WipedBytes,
 };
@@ -204,7 +206,7 @@ pub async fn read_opening<R: AsyncRead + Unpin + ?Sized>(
 ) -> Result<(Opening, usize), FrameError> {
     let lengths = read_lengths(from).await?;
     check_head(lengths.head, HEAD_MAX)?;
-    check_body(lengths.body, BODY_MAX)?;
+    check_body(lengths.body, BUNDLE_MAX)?;
     let head = read_exactly(from, lengths.head, "the head").await?;
     let opening = parse_opening(&head)?;
     check_body(lengths.body, opening_body_max(&opening.ask))?;
@@ -219,7 +221,7 @@ pub async fn read_body<R: AsyncRead + Unpin + ?Sized>(
     from: &mut R,
     length: usize,
 ) -> Result<SecretValue, FrameError> {
-    check_body(length, BODY_MAX)?;
+    check_body(length, BUNDLE_MAX)?;
     let body = read_exactly(from, length, "the body").await?;
     read_end(from).await?;
     Ok(body.into())
@@ -314,10 +316,7 @@ pub async fn write_reply<W: AsyncWrite + Unpin + ?Sized>(
 
 /// The largest body of an opening. Evidence is made only after the broker's nonce has come.
 fn opening_body_max(ask: &Ask) -> usize {
-    match ask {
-        Ask::Report { .. } => 0,
-        ask => ask.body_max(),
-    }
+    if matches!(ask, Ask::Report { .. }) { 0 } else { ask.body_max() }
 }
 
 pub(super) fn check_head(length: usize, limit: usize) -> Result<(), FrameError> {
@@ -373,6 +372,7 @@ async fn fill<R: AsyncRead + Unpin + ?Sized>(
 fn reply_body_max(reply: &Reply) -> usize {
     match reply {
         Reply::Answer { answer: Answer::File { .. }, .. } => FILE_MAX,
+        Reply::Answer { answer: Answer::Policy { .. }, .. } => BUNDLE_MAX,
         Reply::Answer { .. } => BODY_MAX,
         Reply::Refusal(_) | Reply::Nonce(_) => 0,
     }
@@ -383,7 +383,7 @@ pub(super) async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
     head: &[u8],
     body: &[u8],
 ) -> Result<(), FrameError> {
-    let too_large = |length| FrameError::BodyTooLarge { length, limit: BODY_MAX };
+    let too_large = |length| FrameError::BodyTooLarge { length, limit: FILE_MAX };
     let head_length = u32::try_from(head.len()).map_err(|_| too_large(head.len()))?;
     let body_length = u32::try_from(body.len()).map_err(|_| too_large(body.len()))?;
     let (with_head, after) = if body.len() > AT_ONCE { (&[][..], body) } else { (body, &[][..]) };
