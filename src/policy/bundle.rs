@@ -44,8 +44,8 @@ impl Bundle {
     /// and runs the bundle's tests. `serial` is given by administration.
     ///
     /// # Errors
-    /// Every fault that was found, up to a bound. Rows are judged against profiles, and tests
-    /// against rows, so the faults of one may hide those of the next. A policy that stops all
+    /// Every fault that was found, up to a bound. Both files are read whatever the other is like;
+    /// only a row's profile is judged against profiles that are sound, and tests against sound rows. A policy that stops all
     /// agents or all operators, or under which no operator could activate a policy, is refused.
     pub fn build(
         files: &BundleFiles,
@@ -54,7 +54,12 @@ impl Bundle {
     ) -> Result<Arc<Self>, Vec<Diagnostic>> {
         files.check_names()?;
         let text = files.text(POSTURE).unwrap_or("");
-        let profiles = Arc::new(Profiles::parse(POSTURE, text)?);
+        let profiles = Profiles::parse(POSTURE, text).map_err(|mut faults| {
+            faults.extend(parser::faults(files.text(POLICY).unwrap_or("")));
+            faults.truncate(DIAGNOSTICS_MAX);
+            faults
+        });
+        let profiles = Arc::new(profiles?);
         let names = profiles.names().map(str::to_owned).collect();
         Self::build_with(files, serial, domain, profiles, names)
     }

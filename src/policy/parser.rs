@@ -24,6 +24,16 @@ type Remarks = Vec<Remark>;
 /// # Errors
 /// Every fault, up to the bound, in file order.
 pub(super) fn parse(text: &str, profiles: &[String]) -> Result<RuleSet, Vec<Diagnostic>> {
+    read(text, Some(profiles))
+}
+
+/// The faults of a `policy.csv` whose `posture.toml` is faulty too, so that nobody knows which
+/// profiles there are; those that it names are passed over.
+pub(super) fn faults(text: &str) -> Vec<Diagnostic> {
+    read(text, None).err().unwrap_or_default()
+}
+
+fn read(text: &str, profiles: Option<&[String]>) -> Result<RuleSet, Vec<Diagnostic>> {
     let mut reading = Reading {
         faults: Faults::new(FILE, text),
         profiles,
@@ -59,7 +69,7 @@ struct Drawn<'t> {
 
 struct Reading<'t> {
     faults: Faults<'t>,
-    profiles: &'t [String],
+    profiles: Option<&'t [String]>,
     rows: Vec<Drawn<'t>>,
     members: Vec<(Field<'t>, Field<'t>)>,
     remarks: Remarks,

@@ -539,6 +539,48 @@ fn a_demand_names_the_profiles_of_candidate_rows_only() {
 // ---- bundles -------------------------------------------------------------------------------
 
 #[test]
+fn the_faults_of_both_files_are_told_at_once() {
+    let domain = TrustDomain::parse("corp.example").unwrap();
+    let told = |csv: &str, posture: &str| -> Vec<String> {
+        let files = [("policy.csv", csv), ("posture.toml", posture)];
+        let files = files.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let built = Bundle::build(&BundleFiles { files: files.collect() }, 1, &domain);
+        built
+            .unwrap_err()
+            .into_iter()
+            .map(|fault| format!("{}:{}", fault.file, fault.line))
+            .collect()
+    };
+    let row = "p, a, spiffe://corp.example/api, secret/pay/**, raed, nobody-knows, -, -, allow\n";
+    assert_eq!(told(row, "what"), ["posture.toml:1", "policy.csv:1"]);
+    let sound = row.replace("raed", "read");
+    assert_eq!(told(&sound, "what"), ["posture.toml:1"], "which profiles there are is not known");
+    assert_eq!(told(&sound, ""), ["policy.csv:1"]);
+}
+
+/// What stands there to be copied must pass as it stands.
+#[test]
+fn every_row_that_the_default_policies_propose_passes_with_their_tests() {
+    let domain = TrustDomain::parse("prod.example").unwrap();
+    let defaults = BundleFiles::defaults(&domain);
+    let text = &defaults.files["policy.csv"];
+    let proposed: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|l| l.starts_with("p, "))
+        .collect();
+    assert!(proposed.iter().any(|row| row.starts_with("p, keys-backup,")), "{proposed:?}");
+    let all = proposed.join("\n");
+    for row in proposed.iter().copied().chain([all.as_str()]) {
+        let mut files = defaults.clone();
+        files.files.insert("policy.csv".to_owned(), format!("{text}{row}\n"));
+        if let Err(faults) = Bundle::build(&files, 1, &domain) {
+            panic!("{row}: {faults:#?}");
+        }
+    }
+}
+
+#[test]
 fn the_default_policies_pass_and_keep_values_from_operators() {
     let domain = TrustDomain::parse("prod.example").unwrap();
     let files = BundleFiles::defaults(&domain);

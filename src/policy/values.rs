@@ -160,8 +160,9 @@ pub(super) fn action(text: &str) -> Result<(), Flaw> {
     Err(Flaw::whole(format!("no action is called `{text}`")).near(text, known))
 }
 
-/// A profile of `posture.toml`, or `any`.
-pub(super) fn profile(text: &str, known: &[String]) -> Result<(), Flaw> {
+/// A profile of `posture.toml`, or `any`; any word while it is not known which there are.
+pub(super) fn profile(text: &str, known: Option<&[String]>) -> Result<(), Flaw> {
+    let Some(known) = known else { return Ok(()) };
     if text == ANY || known.iter().any(|name| name == text) {
         return Ok(());
     }
@@ -310,8 +311,12 @@ mod tests {
         }
         assert!(window("2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z").is_err());
         let known = ["managed".to_owned()];
-        assert_eq!((profile("any", &known), profile("managed", &known)), (Ok(()), Ok(())));
-        assert!(profile("manged", &known).unwrap_err().help.unwrap().contains("managed"));
+        assert_eq!(
+            (profile("any", Some(&known)), profile("managed", Some(&known))),
+            (Ok(()), Ok(()))
+        );
+        assert!(profile("manged", Some(&known)).unwrap_err().help.unwrap().contains("managed"));
+        assert_eq!(profile("manged", None), Ok(()), "while it is not known");
         for bad in ["sentinel", "self-report", "task-x", "A", "a_b", ""] {
             assert!(id(bad).is_err(), "{bad}");
         }
