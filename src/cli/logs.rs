@@ -1,5 +1,6 @@
 //! log tail, show, verify; explain.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use super::output::{Output, printable};
 use super::secrets::unexpected;
 use crate::decision_log::verify_dir;
 use crate::model::{Answer, Ask, RequestId, SecretValue};
+
+/// Requests of a follower's own that are remembered: he has read the older ones long ago.
+const OWN_KEPT: usize = 1024;
 
 /// Checks a log's directory with nothing but its public key.
 pub fn verify(dir: &Path, key: Option<&str>, output: &Output) -> Result<(), Fault> {
@@ -46,20 +50,42 @@ pub fn verify(dir: &Path, key: Option<&str>, output: &Output) -> Result<(), Faul
     Ok(())
 }
 
-async fn read(
-    asking: &Asking,
-    from: u64,
-    limit: u32,
-    holding: Option<String>,
-) -> Result<(Vec<Value>, u64, u64), Fault> {
-    let ask = Ask::LogRead { from, limit, holding };
-    let (_, released) = asking.ask(ask, SecretValue::empty()).await?;
-    let Answer::Records { next, size, .. } = &released.answer else {
-        return Err(unexpected(&released));
-    };
-    let text = String::from_utf8_lossy(released.body.expose()).into_owned();
-    let records = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    Ok((records, *next, *size))
+/// The log as one command reads it. Its own requests, which stand in the log like anybody's, are
+/// known by their ids.
+struct Reading<'a> {
+    asking: &'a Asking,
+    own: BTreeSet<String>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(asking: &'a Asking) -> Self {
+        Self { asking, own: BTreeSet::new() }
+    }
+
+    async fn page(
+        &mut self,
+        from: u64,
+        limit: u32,
+        holding: Option<String>,
+    ) -> Result<(Vec<Value>, u64, u64), Fault> {
+        let ask = Ask::LogRead { from, limit, holding };
+        let (request, released) = self.asking.ask(ask, SecretValue::empty()).await?;
+        self.own.insert(request.to_string());
+        if self.own.len() > OWN_KEPT {
+            self.own.pop_first(); // the oldest: ids are in the order of time
+        }
+        let Answer::Records { next, size, .. } = &released.answer else {
+            return Err(unexpected(&released));
+        };
+        let text = String::from_utf8_lossy(released.body.expose()).into_owned();
+        let records = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        Ok((records, *next, *size))
+    }
+
+    fn is_own(&self, record: &Value) -> bool {
+        let id = record.pointer("/record/id").and_then(Value::as_str);
+        id.is_some_and(|id| self.own.contains(id))
+    }
 }
 
 fn show(record: &Value, output: &Output) {
@@ -109,7 +135,7 @@ pub async fn log(action: LogAction, access: &Access, output: &Output) -> Result<
     let asking = access.connect().await?;
     match action {
         LogAction::Show { index } => {
-            let (records, _, size) = read(&asking, index, 1, None).await?;
+            let (records, _, size) = Reading::new(&asking).page(index, 1, None).await?;
             let found =
                 records.iter().find(|r| r.get("index").and_then(Value::as_u64) == Some(index));
             let record = found.ok_or_else(|| {
@@ -137,15 +163,14 @@ async fn tail(
     follow: bool,
     output: &Output,
 ) -> Result<(), Fault> {
-    let (_, _, size) = read(asking, u64::MAX, 1, None).await?;
+    let mut log = Reading::new(asking);
+    let (_, _, size) = log.page(u64::MAX, 1, None).await?;
     let mut newest = Vec::new();
-    let mut from = size.saturating_sub(u64::from(count.max(1)).max(if holding.is_some() {
-        10_000
-    } else {
-        0
-    }));
+    let least = if holding.is_some() { 10_000 } else { 0 };
+    // One more: asking for the size has left a record too.
+    let mut from = size.saturating_sub(u64::from(count.max(1)).saturating_add(1).max(least));
     loop {
-        let (records, next, size) = read(asking, from, 1000, holding.clone()).await?;
+        let (records, next, size) = log.page(from, 1000, holding.clone()).await?;
         newest.extend(records);
         let ended = next >= size || next <= from;
         from = next.max(from);
@@ -153,6 +178,7 @@ async fn tail(
             break;
         }
     }
+    newest.retain(|record| !log.is_own(record));
     let skip = newest.len().saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
     for record in newest.iter().skip(skip) {
         show(record, output);
@@ -162,14 +188,9 @@ async fn tail(
     }
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let (records, next, _) = read(asking, from, 1000, holding.clone()).await?;
-        for record in &records {
-            // Reading the log is itself recorded; a follower does not show its own reading.
-            let own =
-                record.pointer("/record/req/obj").and_then(Value::as_str) == Some("log/decisions");
-            if !own {
-                show(record, output);
-            }
+        let (records, next, _) = log.page(from, 1000, holding.clone()).await?;
+        for record in records.iter().filter(|record| !log.is_own(record)) {
+            show(record, output);
         }
         from = next.max(from);
     }

@@ -284,7 +284,7 @@ pub enum PolicyAction {
 /// `doorward log …`
 #[derive(Debug, Subcommand)]
 pub enum LogAction {
-    /// The newest records; `--follow` goes on
+    /// The newest records, without those of this very reading; `--follow` goes on
     Tail {
         /// How many
         #[arg(short = 'n', long, default_value_t = 20)]

@@ -116,3 +116,24 @@ fn a_wrong_token_is_denied_and_leaves_one_record() {
     assert!((1..=tries).contains(&denied), "{denied}");
     assert!(!records.iter().any(|record| record["kind"] == "not_released"));
 }
+
+#[test]
+fn a_tail_leaves_out_its_own_reading_and_nobody_elses() {
+    let stage = Stage::with_program(program(), None).unwrap();
+    for name in ["shop/a", "shop/b"] {
+        stage.operator_must(&["put", name], Some(b"x")).unwrap();
+    }
+    let tail = |count: &str| -> Vec<String> {
+        let tail = stage.operator_must(&["log", "tail", "-n", count], None).unwrap();
+        let entries = tail.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        entries
+            .map(|entry| entry["record"]["req"]["op"].as_str().unwrap_or("-").to_owned())
+            .collect()
+    };
+    let first = tail("1");
+    assert!(first.len() == 1 && first[0] != "log_read", "{first:?}");
+    let second = tail("400");
+    let reads = second.iter().filter(|op| *op == "log_read").count();
+    assert_eq!(reads, 2, "those of the first one: {second:?}");
+    assert_eq!(second.last().unwrap(), "log_read");
+}
