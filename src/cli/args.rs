@@ -57,7 +57,7 @@ pub enum Command {
     Login {
         /// The single-use token; `-` reads it from standard input
         token: String,
-        /// Even if the directory holds another identity that still counts; it is gone then
+        /// Also in place of another identity that still counts; that one is gone then
         #[arg(long)]
         replace: bool,
     },
@@ -91,7 +91,7 @@ pub enum Command {
         /// The secret
         name: String,
         /// One version only
-        #[arg(long = "version", id = "of_version")]
+        #[arg(long = "version", id = "of_version", value_name = "VERSION")]
         version: Option<u64>,
     },
     /// Bring back what `delete` hid
@@ -100,7 +100,7 @@ pub enum Command {
         /// The secret
         name: String,
         /// One version only
-        #[arg(long = "version", id = "of_version")]
+        #[arg(long = "version", id = "of_version", value_name = "VERSION")]
         version: Option<u64>,
     },
     /// Replace the labels of a secret
@@ -108,6 +108,7 @@ pub enum Command {
         /// The secret
         name: String,
         /// Pairs `key=value`; none removes all
+        #[arg(value_name = "KEY=VALUE")]
         labels: Vec<String>,
     },
     /// Store what a .env, JSON or Kubernetes Secret file holds
@@ -241,5 +242,26 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_named_in_one_style() {
+        fn named(command: &clap::Command, at: &str) -> Vec<String> {
+            let at = format!("{at} {}", command.get_name());
+            let shown = |arg: &&clap::Arg| arg.get_action().takes_values() && !arg.is_hide_set();
+            let of = |arg: &clap::Arg| {
+                let names = arg.get_value_names().unwrap_or_default().iter();
+                names.map(|name| format!("{at}: {name}")).collect::<Vec<_>>()
+            };
+            let own = command.get_arguments().filter(shown).flat_map(of);
+            own.chain(command.get_subcommands().flat_map(|below| named(below, &at))).collect()
+        }
+        let names = named(&Args::command(), "");
+        assert!(names.len() > 60, "{names:?}");
+        for name in names {
+            let value = name.rsplit_once(": ").unwrap().1;
+            let plain = |c: char| c.is_ascii_uppercase() || matches!(c, '-' | '=' | ':');
+            assert!(!value.is_empty() && value.chars().all(plain), "{name}");
+        }
     }
 }

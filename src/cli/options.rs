@@ -13,13 +13,13 @@ pub struct InitOptions {
     #[arg(long, value_name = "NAME")]
     pub trust_domain: String,
     /// UDP address for holders of identities
-    #[arg(long, default_value = "0.0.0.0:8443")]
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
     pub listen: std::net::SocketAddr,
     /// UDP address for devices that enrol
-    #[arg(long, default_value = "0.0.0.0:8444")]
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8444")]
     pub listen_enrolment: std::net::SocketAddr,
     /// Loopback TCP address for health and metrics
-    #[arg(long, default_value = "127.0.0.1:8081")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
     pub management: std::net::SocketAddr,
     /// Host name or address that other machines reach this broker by
     #[arg(long, value_name = "HOST", default_value = "localhost")]
@@ -34,7 +34,7 @@ pub struct InitOptions {
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
     /// Name of the first operator
-    #[arg(long, default_value = "admin")]
+    #[arg(long, value_name = "NAME", default_value = "admin")]
     pub operator: String,
     /// Write the operator's token to this new file (0600) instead of printing it
     #[arg(long, value_name = "FILE")]
@@ -80,7 +80,7 @@ pub enum AgentAction {
         /// A word for people; without it the host's name
         #[arg(long)]
         name: Option<String>,
-        /// Even if the directory holds another identity that still counts; it is gone then
+        /// Also in place of another identity that still counts; that one is gone then
         #[arg(long)]
         replace: bool,
     },
@@ -92,13 +92,13 @@ pub struct PutOptions {
     /// The secret
     pub name: String,
     /// Read the value from this file instead of standard input
-    #[arg(long, conflicts_with = "generate")]
+    #[arg(long, value_name = "FILE", conflicts_with = "generate")]
     pub file: Option<PathBuf>,
     /// Let so many random bytes be the value (base64url text)
     #[arg(long, value_name = "BYTES")]
     pub generate: Option<usize>,
     /// Only if the newest version is this one; 0 means «must not exist»
-    #[arg(long)]
+    #[arg(long, value_name = "VERSION")]
     pub cas: Option<u64>,
     /// Labels `key=value`, replacing those that stand
     #[arg(long, value_name = "KEY=VALUE")]
@@ -117,7 +117,7 @@ pub struct GetOptions {
     /// The secret
     pub name: String,
     /// A version other than the active one
-    #[arg(long = "version", id = "of_version")]
+    #[arg(long = "version", id = "of_version", value_name = "VERSION")]
     pub version: Option<u64>,
     /// Print the value even to a terminal
     #[arg(long)]
@@ -153,7 +153,7 @@ pub enum TokenAction {
         #[arg(long, default_value = "server")]
         class: String,
         /// Life of the token in seconds, 60 to 86400
-        #[arg(long, default_value_t = 600)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
         ttl: u32,
     },
 }
@@ -218,13 +218,13 @@ pub enum EntryAction {
         #[arg(long, default_value = "server")]
         class: String,
         /// Only this device of the class
-        #[arg(long)]
+        #[arg(long, value_name = "ID")]
         device: Option<String>,
         /// `uid:N`, `gid:N`, `path:/…`, `exe_sha256:…`, `unit:x.service`; all must hold
         #[arg(long, value_name = "KIND:VALUE", required = true)]
         selector: Vec<String>,
         /// Life of an SVID in seconds
-        #[arg(long)]
+        #[arg(long, value_name = "SECONDS")]
         ttl: Option<u32>,
         /// Given when a process fits several entries and names none
         #[arg(long)]

@@ -71,41 +71,50 @@ pub(super) fn no_passphrase(error: SealSourceError) -> Fault {
     }
 }
 
-pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
+/// What the options of `init` ask for: the seal, and where the broker is and says that it is.
+fn wishes(options: &InitOptions) -> Result<(Wishes, Option<Box<dyn KeyProvider>>), Fault> {
     let trust_domain = TrustDomain::parse(&options.trust_domain).map_err(|error| {
         Fault::usage(format!("`{}` is not a trust domain", options.trust_domain))
             .cause(error.to_string())
     })?;
-    let place = |address: std::net::SocketAddr| format!("{}:{}", options.advertise, address.port());
-    let passphrase = options.seal == "passphrase";
+    let place = |option: &str, address: std::net::SocketAddr| match address.port() {
+        0 => Err(Fault::usage(format!("`{option} {address}` names no port")).hint(
+            "join tokens carry the port, so it can't be left to the system; e.g. 0.0.0.0:8443",
+        )),
+        port => Ok(format!("{}:{port}", options.advertise)),
+    };
+    let advertise = place("--listen", options.listen)?;
+    let advertise_enrolment = place("--listen-enrolment", options.listen_enrolment)?;
     let (seal, provider): (SealConfig, Option<Box<dyn KeyProvider>>) =
-        match (passphrase, options.key_file) {
+        match (options.seal == "passphrase", &options.key_file) {
             (true, _) => {
-                let source = SealSource { passphrase_file: options.passphrase_file };
+                let source = SealSource { passphrase_file: options.passphrase_file.clone() };
                 let text = source.passphrase(true).map_err(no_passphrase)?;
                 (SealConfig::Passphrase, Some(Box::new(Passphrase(text))))
             }
             (false, Some(path)) => {
-                let path = std::path::absolute(&path).unwrap_or(path);
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 (SealConfig::KeyFile(path.clone()), Some(Box::new(KeyFile(path))))
             }
             (false, None) => (SealConfig::KeyFile(PathBuf::from("seal.key")), None),
         };
-    let wishes = Wishes {
-        config: BrokerConfig {
-            trust_domain,
-            listen: options.listen,
-            enrolment: options.listen_enrolment,
-            management: options.management,
-            advertise: place(options.listen),
-            advertise_enrolment: place(options.listen_enrolment),
-            seal,
-            caller_rate: crate::model::limits::CALLER_RATE,
-            denial_rate: crate::model::limits::DENIAL_RATE,
-            threads: None,
-        },
-        operator: options.operator,
+    let config = BrokerConfig {
+        trust_domain,
+        listen: options.listen,
+        enrolment: options.listen_enrolment,
+        management: options.management,
+        advertise,
+        advertise_enrolment,
+        seal,
+        caller_rate: crate::model::limits::CALLER_RATE,
+        denial_rate: crate::model::limits::DENIAL_RATE,
+        threads: None,
     };
+    Ok((Wishes { config, operator: options.operator.clone() }, provider))
+}
+
+pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
+    let (wishes, provider) = wishes(&options)?;
     let made = block_on(async {
         app::init(&options.dir, &wishes, provider, clock()).await.map_err(|error| Fault::of(&error))
     })?;
@@ -118,7 +127,7 @@ pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
         Some(file) => format!("token in {}", file.display()),
         None => token.clone(),
     };
-    let human = match passphrase {
+    let human = match options.seal == "passphrase" {
         true => {
             "\nA passphrase means a person at each start (`doorward unseal`), or a systemd credential\n\
                  (LoadCredentialEncrypted=doorward-passphrase:…)."

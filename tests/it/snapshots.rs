@@ -258,6 +258,10 @@ fn usage(book: &mut Book) {
         ("bad_option_value", &["put", "shop/x", "--cas", "one"]),
         ("missing_identity", &["list", "shop"]),
         ("identity_not_there", &["--identity", "nowhere", "list", "shop"]),
+        (
+            "init_without_a_port",
+            &["init", "new", "--trust-domain", "a.example", "--listen", "0.0.0.0:0"],
+        ),
         ("run_without_a_secret", &["--socket", "s", "run", "--env", "PASSWORD", "--", "true"]),
     ] {
         let told = book.tell(name, args);
