@@ -31,8 +31,18 @@ fn domain_of(files: &BundleFiles) -> Option<TrustDomain> {
     TrustDomain::parse(rest.split(['/', ',', ' ', '\n']).next()?).ok()
 }
 
+/// The files of a directory. That there is none is told as of any other file.
+fn files_of(dir: &Path, output: &Output) -> Result<BundleFiles, Fault> {
+    std::fs::read_dir(dir).map_err(|error| {
+        Fault::failed(format!("can't read `{}`", dir.display()))
+            .cause(error.to_string())
+            .hint("name the directory that holds policy.csv, posture.toml and tests/")
+    })?;
+    BundleFiles::read_dir(dir).map_err(|faults| told(&faults, output))
+}
+
 pub fn check(dir: &Path, domain: Option<&str>, output: &Output) -> Result<(), Fault> {
-    let files = BundleFiles::read_dir(dir).map_err(|faults| told(&faults, output))?;
+    let files = files_of(dir, output)?;
     let domain = match domain {
         Some(text) => TrustDomain::parse(text).map_err(|error| {
             Fault::usage(format!("`{text}` is not a trust domain")).cause(error.to_string())
@@ -50,9 +60,17 @@ pub fn check(dir: &Path, domain: Option<&str>, output: &Output) -> Result<(), Fa
 }
 
 pub async fn policy(action: PolicyAction, access: &Access, output: &Output) -> Result<(), Fault> {
+    let files = match &action {
+        PolicyAction::Activate { dir } => Some(files_of(dir, output)?),
+        _ => None,
+    };
+    let asking = access.connect().await?;
     let (ask, body) = match action {
-        PolicyAction::Activate { dir } => {
-            let files = BundleFiles::read_dir(&dir).map_err(|faults| told(&faults, output))?;
+        PolicyAction::Activate { .. } => {
+            let files = files.ok_or_else(|| Fault::failed("there is no policy to send"))?;
+            // The broker checks all of it again; here each fault is shown in its place.
+            Bundle::build(&files, 1, &asking.credentials.domain)
+                .map_err(|faults| told(&faults, output))?;
             (Ask::PolicyActivate {}, SecretValue::new(files.to_json()))
         }
         PolicyAction::Rollback => (Ask::PolicyRollback {}, SecretValue::empty()),
@@ -61,7 +79,7 @@ pub async fn policy(action: PolicyAction, access: &Access, output: &Output) -> R
         }
     };
     let reading = matches!(ask, Ask::PolicyRead {});
-    let (_, released) = access.ask(ask, body).await?;
+    let (_, released) = asking.ask(ask, body).await?;
     let Answer::Policy { serial, digest } = &released.answer else {
         return Err(unexpected(&released));
     };

@@ -58,10 +58,12 @@ impl Diagnostic {
         let number = self.line.to_string();
         let pad = " ".repeat(number.len());
         let _ = writeln!(out, "{pad}--> {}:{}:{}", self.file, self.line, self.column);
-        let _ = writeln!(out, "{pad} |\n{number} | {}", self.source);
-        let carets = "^".repeat(self.length.min(200));
-        let _ =
-            writeln!(out, "{pad} | {}{carets}", " ".repeat(self.column.saturating_sub(1).min(200)));
+        // A caret under nothing shows nothing: the fault is of the whole file, or of what lacks.
+        if !self.source.is_empty() {
+            let before = " ".repeat(self.column.saturating_sub(1).min(200));
+            let carets = "^".repeat(self.length.min(200));
+            let _ = writeln!(out, "{pad} |\n{number} | {}\n{pad} | {before}{carets}", self.source);
+        }
         if let Some(help) = &self.help {
             let _ = writeln!(out, "{pad} = help: {help}");
         }
@@ -110,6 +112,14 @@ mod tests {
             fault.render(),
             "error: no such effect\n --> policy.csv:2:7\n  |\n2 | p, a, Deny\n  |       ^^^^\n  = help: did you mean `deny`?\n"
         );
+    }
+
+    #[test]
+    fn where_there_is_no_text_there_is_no_caret() {
+        let fault = Diagnostic::at("policy.csv", "", 0, 0, "the bundle has no such file");
+        let said = "error: the bundle has no such file\n --> policy.csv:1:1\n";
+        assert_eq!(fault.clone().render(), said);
+        assert_eq!(fault.help("add it").render(), format!("{said}  = help: add it\n"));
     }
 
     #[test]

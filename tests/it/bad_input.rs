@@ -3,9 +3,13 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use doorward::agent::DeviceKey;
 use doorward::app::Stage;
+use doorward::authority::JoinToken;
+use doorward::model::SystemClock;
 use doorward::wire::{self, Credentials, Reply};
 use futures_util::future::join_all;
 use serde_json::Value;
@@ -353,6 +357,15 @@ fn joining(dir: &Path, token: &str) -> Child {
     child
 }
 
+/// Enrols the key of a directory with a token, as no command does.
+async fn enrolled_with(dir: &Path, token: &str) -> Result<wire::Enrolled, wire::ClientError> {
+    let token = JoinToken::parse(token).unwrap();
+    let (chain, key) = DeviceKey::open(dir).unwrap().self_signed().unwrap();
+    let (place, domain, root) = (&token.enrolment, &token.domain, token.root);
+    wire::enroll(place, domain, root, chain, key, "thief", token.secret, Arc::new(SystemClock))
+        .await
+}
+
 fn token(stage: &Stage) -> String {
     let made = stage.operator_must(&["token", "create", "--class", "server"], None).unwrap();
     made.json()["token"].as_str().unwrap().to_owned()
@@ -394,13 +407,12 @@ fn one_device_key_is_one_device() {
     let (own, copy) = (stage.dir().join("agent"), stage.dir().join("copy"));
     let copied = Command::new("cp").arg("-a").args([&own, &copy]).status().unwrap();
     assert!(copied.success());
-    for name in ["agent.toml", "svid.pem", "lock"] {
-        let _ = std::fs::remove_file(copy.join(name));
-    }
     let token = token(&stage);
+    let refused = run(enrolled_with(&copy, &token)).unwrap_err();
+    assert!(refused.to_string().contains("conflict"), "{refused}");
     let output = joining(&copy, &token).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("conflict"), "{said}");
+    assert!(!output.status.success() && said.contains("--replace"), "{said}");
     assert_eq!(servers(&stage), 1, "no second device of this key");
     // The token was not spent on it.
     let fresh = stage.dir().join("fresh");

@@ -312,8 +312,10 @@ fn files(book: &mut Book) {
         let told = book.tell(name, &args);
         book.fails(name, &told, 1, false);
     }
+    let told = book.tell("policy_not_there", &["policy", "check", "nowhere"]);
+    book.fails("policy_not_there", &told, 1, false);
     let told = book.operator("bad_policy_activated", &["policy", "activate", "bad"]);
-    book.fails("bad_policy_activated", &told, 1, true);
+    book.fails("bad_policy_activated", &told, 1, false);
 
     write(
         "bad.toml",
