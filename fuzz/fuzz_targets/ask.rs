@@ -13,5 +13,5 @@ fuzz_target!(|bytes: &[u8]| {
         (again.action(), again.kind(), again.is_own()),
         (ask.action(), ask.kind(), ask.is_own())
     );
-    assert!(ask.body_max() <= limits::BODY_MAX);
+    assert!(ask.body_max() <= limits::BUNDLE_MAX);
 });

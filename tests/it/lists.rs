@@ -83,3 +83,20 @@ fn a_ready_file_left_behind_by_a_kill_keeps_no_broker_from_starting() {
     let _ = broker.wait();
     assert!(told, "the broker did not start over the file that was left behind");
 }
+
+/// What passes the check is taken, and comes back whole: 5 MiB, more than any other body.
+#[test]
+fn a_large_policy_is_put_in_force_and_read_back() {
+    let stage = Stage::with_program(program(), None).unwrap();
+    let dir = stage.broker_dir().join("policies");
+    let text = std::fs::read_to_string(dir.join("policy.csv")).unwrap();
+    let remarks = format!("# {}\n", "r".repeat(1000)).repeat(5 * 1024);
+    std::fs::write(dir.join("policy.csv"), format!("{text}{remarks}")).unwrap();
+    let dir = dir.display().to_string();
+    let checked = stage.run(&["policy", "check", &dir], None).unwrap();
+    assert_eq!(checked.code, 0, "{}", checked.stderr);
+    let active = stage.operator_must(&["policy", "activate", &dir], None).unwrap().json();
+    assert_eq!(checked.json()["digest"], active["digest"]);
+    let shown = stage.operator_must(&["policy", "show"], None).unwrap().json();
+    assert_eq!(shown["files"]["policy.csv"].as_str().unwrap().len(), text.len() + remarks.len());
+}
