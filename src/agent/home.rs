@@ -39,7 +39,7 @@ pub enum HomeError {
         /// Which.
         dir: PathBuf,
         /// Whose.
-        id: SpiffeId,
+        id: Box<SpiffeId>,
         /// Its end, for an agent that of the time in which it may come back.
         until: String,
     },
@@ -49,7 +49,7 @@ pub enum HomeError {
         /// Which.
         dir: PathBuf,
         /// Whose.
-        id: SpiffeId,
+        id: Box<SpiffeId>,
     },
     /// There is an identity in it that can't be read.
     #[error("{} holds an identity that can't be read", dir.display())]
@@ -58,7 +58,7 @@ pub enum HomeError {
         dir: PathBuf,
         /// Why.
         #[source]
-        source: CredentialsError,
+        source: Box<CredentialsError>,
     },
 }
 
@@ -115,7 +115,7 @@ impl Home {
             Ok(None) => Ok(home),
             Ok(Some(held)) => home.yields(newcomer, held, now),
             Err(_) if newcomer.replace => Ok(home),
-            Err(source) => Err(HomeError::Unreadable { dir: home.dir, source }),
+            Err(source) => Err(HomeError::Unreadable { dir: home.dir, source: source.into() }),
         }
     }
 
@@ -141,7 +141,7 @@ impl Home {
             return Ok(self);
         }
         if id.trust_domain() != newcomer.domain {
-            return Err(HomeError::OtherDomain { dir: self.dir, id });
+            return Err(HomeError::OtherDomain { dir: self.dir, id: id.into() });
         }
         let operator = id.path().strip_prefix(OPERATORS);
         let until = match operator {
@@ -151,7 +151,7 @@ impl Home {
         if until <= now || (operator.is_some() && operator == newcomer.operator) {
             return Ok(self);
         }
-        Err(HomeError::Held { dir: self.dir, id, until: rfc3339(until) })
+        Err(HomeError::Held { dir: self.dir, id: id.into(), until: rfc3339(until) })
     }
 }
 
