@@ -43,13 +43,17 @@ impl Fault {
         self
     }
 
-    /// An error with all that lies behind it.
+    /// An error with all that lies behind it; what an error above has said already is not repeated.
     pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut fault = Self::failed(error.to_string());
-        let mut causes = Vec::new();
+        let (mut causes, mut above) = (Vec::new(), fault.error.clone());
         let mut next = error.source();
         while let Some(source) = next {
-            causes.push(source.to_string());
+            let said = source.to_string();
+            if !above.contains(&said) {
+                causes.push(said.clone());
+                above = said;
+            }
             next = source.source();
         }
         if !causes.is_empty() {
@@ -137,5 +141,31 @@ impl From<ClientError> for Fault {
                 Self { exit, hint, ..Self::of(&other) }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Chain {
+        #[error("the store does not open: {0}")]
+        Told(#[source] Box<Chain>),
+        #[error("the file is locked")]
+        Locked(#[source] std::io::Error),
+    }
+
+    #[test]
+    fn each_element_of_a_chain_says_something_new() {
+        let locked = || Chain::Locked(std::io::Error::other("busy"));
+        let fault = Fault::of(&locked());
+        assert_eq!(
+            (fault.error.as_str(), fault.cause.as_deref()),
+            ("the file is locked", Some("busy"))
+        );
+        let fault = Fault::of(&Chain::Told(Box::new(locked())));
+        assert_eq!(fault.error, "the store does not open: the file is locked");
+        assert_eq!(fault.cause.as_deref(), Some("busy"));
     }
 }

@@ -27,6 +27,7 @@ use clap::Parser as _;
 use args::{Args, Command};
 use fault::Fault;
 use output::Output;
+use secrets::Change;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -99,13 +100,17 @@ async fn asking(command: Command, access: &access::Access, output: &Output) -> R
         Command::List { prefix } => secrets::list(&prefix, access, output).await,
         Command::Versions { name } => secrets::versions(&name, access, output).await,
         Command::Activate { name, version } => {
-            secrets::activate(&name, version, access, output).await
+            secrets::change(&name, Change::Activate(version), access, output).await
         }
-        Command::Delete { name, version } => secrets::delete(&name, version, access, output).await,
+        Command::Delete { name, version } => {
+            secrets::change(&name, Change::Delete(version), access, output).await
+        }
         Command::Undelete { name, version } => {
-            secrets::undelete(&name, version, access, output).await
+            secrets::change(&name, Change::Undelete(version), access, output).await
         }
-        Command::Label { name, labels } => secrets::label(&name, &labels, access, output).await,
+        Command::Label { name, labels } => {
+            secrets::change(&name, Change::Label(labels), access, output).await
+        }
         Command::Import { file, prefix, dry_run } => {
             import::import(&file, &prefix, dry_run, access, output).await
         }

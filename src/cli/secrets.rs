@@ -224,50 +224,44 @@ async fn done(ask: Ask, text: String, access: &Access, output: &Output) -> Resul
     Ok(())
 }
 
-pub async fn activate(
+/// What is done to a secret that is there.
+pub enum Change {
+    /// Serve this version.
+    Activate(u64),
+    /// Hide it, or one version.
+    Delete(Option<u64>),
+    /// Bring it back, or one version.
+    Undelete(Option<u64>),
+    /// Replace its labels by these pairs.
+    Label(Vec<String>),
+}
+
+pub async fn change(
     text: &str,
-    version: u64,
+    change: Change,
     access: &Access,
     output: &Output,
 ) -> Result<(), Fault> {
     let name = name(text)?;
-    let said = format!("secret/{name} serves version {version}");
-    done(Ask::Activate { name, version }, said, access, output).await
+    let (said, ask) = match change {
+        Change::Activate(version) => {
+            (format!("secret/{name} serves version {version}"), Ask::Activate { name, version })
+        }
+        Change::Delete(version) => {
+            let what = what(&name, version);
+            let said = format!("hid {what}; `doorward undelete` brings it back");
+            (said, Ask::Delete { name, version })
+        }
+        Change::Undelete(version) => {
+            (format!("brought back {}", what(&name, version)), Ask::Undelete { name, version })
+        }
+        Change::Label(pairs) => {
+            (format!("labelled secret/{name}"), Ask::Label { name, labels: labels(&pairs)? })
+        }
+    };
+    done(ask, said, access, output).await
 }
 
 fn what(name: &SecretName, version: Option<u64>) -> String {
     version.map_or(format!("secret/{name}"), |version| format!("secret/{name} version {version}"))
-}
-
-pub async fn delete(
-    text: &str,
-    version: Option<u64>,
-    access: &Access,
-    output: &Output,
-) -> Result<(), Fault> {
-    let name = name(text)?;
-    let said = format!("hid {}; `doorward undelete` brings it back", what(&name, version));
-    done(Ask::Delete { name, version }, said, access, output).await
-}
-
-pub async fn undelete(
-    text: &str,
-    version: Option<u64>,
-    access: &Access,
-    output: &Output,
-) -> Result<(), Fault> {
-    let name = name(text)?;
-    let said = format!("brought back {}", what(&name, version));
-    done(Ask::Undelete { name, version }, said, access, output).await
-}
-
-pub async fn label(
-    text: &str,
-    pairs: &[String],
-    access: &Access,
-    output: &Output,
-) -> Result<(), Fault> {
-    let (name, labels) = (name(text)?, labels(pairs)?);
-    let said = format!("labelled secret/{name}");
-    done(Ask::Label { name, labels }, said, access, output).await
 }
