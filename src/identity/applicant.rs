@@ -108,11 +108,11 @@ mod tests {
         let signed = draft.signed_by(&other_name, &key);
         assert_eq!(key_of(&[signed]), Err(SvidError::NotSelfSigned), "another name");
         let mut critical = draft.clone();
-        critical.more.push((&[1, 2, 3, 4], true, vec![5, 0]));
+        critical.more.push((vec![1, 2, 3, 4], true, vec![5, 0]));
         let unknown = shown(&critical, &key);
         assert_eq!(key_of(&unknown), Err(SvidError::UnknownCriticalExtension));
         let mut large = draft;
-        large.more.push((&[1, 2, 3, 4], false, vec![0; limits::CERTIFICATE_MAX]));
+        large.more.push((vec![1, 2, 3, 4], false, vec![0; limits::CERTIFICATE_MAX]));
         let large = shown(&large, &key);
         let size = large[0].len();
         assert_eq!(key_of(&large), Err(SvidError::CertificateTooLarge(size)));

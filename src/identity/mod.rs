@@ -9,6 +9,8 @@ mod applicant;
 mod caller;
 mod certificate;
 mod der;
+#[cfg(test)]
+mod draft;
 mod extension;
 mod key;
 mod peer;

@@ -5,12 +5,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, CustomExtension, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
-use rcgen::{PublicKeyData, SerialNumber, SignatureAlgorithm, SigningKey};
-use rustls::pki_types::CertificateDer;
+use rcgen::{KeyPair, PublicKeyData, SigningKey};
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
+use super::draft::{ANY_PURPOSE, CLIENT_AUTH, CODE_SIGNING, DNS, Der, SERVER_AUTH, URI};
+pub(crate) use super::draft::{Draft, Signer as Authority, tlv};
 use crate::identity::{Bundle, EXTENSION_OID, ExtensionError, SvidError, View};
 use crate::model::{Digest, SpiffeIdError, TrustDomain, limits};
 
@@ -20,151 +20,28 @@ pub(crate) const PARTNER: &str = "partner.example";
 pub(crate) const WORKLOAD: &str = "spiffe://corp.example/ns/pay/sa/api";
 const VISITOR: &str = "spiffe://partner.example/ns/web";
 
-const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
-const CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
-const CODE_SIGNING: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 3];
-const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0];
-const URI: u8 = 0x86;
-const DNS: u8 = 0x82;
-
-type Der = CertificateDer<'static>;
-
-/// A DER value.
-pub(crate) fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
-    let length = content.len();
-    let mut out = vec![tag];
-    match length {
-        0..=0x7f => out.push(length as u8),
-        0x80..=0xff => out.extend([0x81, length as u8]),
-        0x100..=0xffff => out.extend([0x82, (length >> 8) as u8, length as u8]),
-        _ => out.extend([0x83, (length >> 16) as u8, (length >> 8) as u8, length as u8]),
-    }
-    out.extend_from_slice(content);
-    out
-}
-
 pub(crate) fn key() -> KeyPair {
     KeyPair::generate().unwrap()
-}
-
-/// A certificate before it is signed; every extension is spelled out, so that each can be wrong.
-#[derive(Clone)]
-pub(crate) struct Draft {
-    pub(crate) subject: Option<&'static str>,
-    pub(crate) serial: Vec<u8>,
-    pub(crate) not_before: OffsetDateTime,
-    pub(crate) not_after: OffsetDateTime,
-    pub(crate) names: Vec<(u8, Vec<u8>)>,
-    pub(crate) names_critical: bool,
-    /// The value of each extension, with its criticality.
-    pub(crate) constraints: Option<Vec<u8>>,
-    pub(crate) usage: Option<(bool, Vec<u8>)>,
-    pub(crate) purposes: Option<Vec<&'static [u8]>>,
-    pub(crate) more: Vec<(&'static [u64], bool, Vec<u8>)>,
 }
 
 impl Draft {
     /// The leaf that everything here is derived from.
     pub(crate) fn leaf(id: &str) -> Self {
-        Self {
-            subject: None,
-            serial: vec![0x5a; 16],
-            not_before: NOW - Duration::seconds(10),
-            not_after: NOW + Duration::hours(1),
-            names: vec![(URI, id.as_bytes().to_vec())],
-            names_critical: true,
-            constraints: Some(tlv(0x30, &[])),
-            usage: Some((true, tlv(0x03, &[7, 0x80]))),
-            purposes: Some(vec![SERVER_AUTH, CLIENT_AUTH]),
-            more: Vec::new(),
-        }
+        Self::leaf_at(id, NOW, [0x5a; 16])
     }
 
     /// A signing certificate.
-    pub(crate) fn authority(name: &'static str, domain: &str) -> Self {
-        Self {
-            subject: Some(name),
-            not_after: NOW + Duration::days(30),
-            names: vec![(URI, format!("spiffe://{domain}").into_bytes())],
-            names_critical: false,
-            constraints: Some(tlv(0x30, &tlv(0x01, &[0xff]))),
-            usage: Some((true, tlv(0x03, &[1, 0x06]))),
-            purposes: None,
-            ..Self::leaf("")
-        }
+    pub(crate) fn authority(name: &str, domain: &str) -> Self {
+        Self::authority_like(Self::leaf(""), name, domain, NOW + Duration::days(30))
     }
 
     fn path_length(mut self, most: u8) -> Self {
         self.constraints = Some(tlv(0x30, &[1, 1, 0xff, 2, 1, most]));
         self
     }
-
-    fn params(&self) -> CertificateParams {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        if let Some(subject) = self.subject {
-            params.distinguished_name.push(DnType::CommonName, subject);
-        }
-        params.serial_number = Some(SerialNumber::from_slice(&self.serial));
-        params.not_before = self.not_before;
-        params.not_after = self.not_after;
-        params.is_ca = IsCa::NoCa;
-        let mut add = |oid: &[u64], critical: bool, value: Vec<u8>| {
-            let mut extension = CustomExtension::from_oid_content(oid, value);
-            extension.set_criticality(critical);
-            params.custom_extensions.push(extension);
-        };
-        if !self.names.is_empty() {
-            let names: Vec<u8> =
-                self.names.iter().flat_map(|(tag, name)| tlv(*tag, name)).collect();
-            add(&[2, 5, 29, 17], self.names_critical, tlv(0x30, &names));
-        }
-        if let Some(constraints) = &self.constraints {
-            add(&[2, 5, 29, 19], true, constraints.clone());
-        }
-        if let Some((critical, usage)) = &self.usage {
-            add(&[2, 5, 29, 15], *critical, usage.clone());
-        }
-        if let Some(purposes) = &self.purposes {
-            let ids: Vec<u8> = purposes.iter().flat_map(|id| tlv(0x06, id)).collect();
-            add(&[2, 5, 29, 37], false, tlv(0x30, &ids));
-        }
-        for (oid, critical, value) in &self.more {
-            add(oid, *critical, value.clone());
-        }
-        params
-    }
-
-    pub(crate) fn signed_by(&self, authority: &Authority, key: &KeyPair) -> Der {
-        let issuer = Issuer::from_params(&authority.params, &authority.key);
-        self.params().signed_by(key, &issuer).unwrap().into()
-    }
-
-    pub(crate) fn self_signed(&self, key: &KeyPair) -> Der {
-        self.params().self_signed(key).unwrap().into()
-    }
-}
-
-/// A key that signs, with its certificate.
-pub(crate) struct Authority {
-    pub(crate) key: KeyPair,
-    pub(crate) params: CertificateParams,
-    pub(crate) certificate: Der,
 }
 
 impl Authority {
-    pub(crate) fn root(draft: &Draft, algorithm: &'static SignatureAlgorithm) -> Self {
-        let key = KeyPair::generate_for(algorithm).unwrap();
-        let certificate = draft.self_signed(&key);
-        Self { key, params: draft.params(), certificate }
-    }
-
-    pub(crate) fn under(&self, draft: &Draft) -> Self {
-        let key = key();
-        let certificate = draft.signed_by(self, &key);
-        Self { key, params: draft.params(), certificate }
-    }
-
     /// SHA-256 of the SubjectPublicKeyInfo.
     pub(crate) fn spki_digest(&self) -> Digest {
         Digest::of(&self.key.subject_public_key_info())
@@ -351,13 +228,13 @@ fn good(made: &mut Made<'_>) {
         d.purposes = Some(vec![CODE_SIGNING, CLIENT_AUTH, SERVER_AUTH]);
     });
     made.leaf("a subject, and names that are not critical", Ok(()), |d| {
-        (d.subject, d.names_critical) = (Some("api"), false);
+        (d.subject, d.names_critical) = (Some("api".into()), false);
     });
     made.leaf("keyAgreement beside digitalSignature", Ok(()), |d| {
         d.usage = Some((true, tlv(0x03, &[3, 0x88])));
     });
     made.leaf("an unknown extension that is not critical", Ok(()), |d| {
-        d.more.push((&[1, 2, 3, 4], false, vec![5, 0]));
+        d.more.push((vec![1, 2, 3, 4], false, vec![5, 0]));
     });
     made.leaf("a serial number of 20 bytes", Ok(()), |d| d.serial = vec![0x7f; 20]);
     made.issuer("the good intermediate", Ok(()), |_| {});
@@ -399,7 +276,7 @@ fn bad_chains(made: &mut Made<'_>) {
     }
     for padding in [limits::CERTIFICATE_MAX, 1 << 20] {
         let mut draft = Draft::leaf(WORKLOAD);
-        draft.more.push((&[1, 2, 3, 4], false, tlv(0x04, &vec![0; padding])));
+        draft.more.push((vec![1, 2, 3, 4], false, tlv(0x04, &vec![0; padding])));
         let large = draft.signed_by(&world.root, &key);
         let want = || Err(SvidError::CertificateTooLarge(large.len()));
         made.add(
@@ -435,19 +312,19 @@ fn bad_forms(made: &mut Made<'_>) {
     made.leaf("serial number zero", Err(E::SerialNumber), |d| d.serial = vec![0]);
     made.leaf("a serial number of 21 bytes", Err(E::SerialNumber), |d| d.serial = vec![0x7f; 21]);
     made.leaf("keyUsage twice", Err(E::DuplicateExtension), |d| {
-        d.more.push((&[2, 5, 29, 15], true, tlv(0x03, &[7, 0x80])));
+        d.more.push((vec![2, 5, 29, 15], true, tlv(0x03, &[7, 0x80])));
     });
     made.leaf("two kinds of alternative names", Err(E::DuplicateExtension), |d| {
-        d.more.push((&[2, 5, 29, 17], false, tlv(0x30, &tlv(URI, WORKLOAD.as_bytes()))));
+        d.more.push((vec![2, 5, 29, 17], false, tlv(0x30, &tlv(URI, WORKLOAD.as_bytes()))));
     });
     made.leaf("an unknown critical extension", Err(E::UnknownCriticalExtension), |d| {
-        d.more.push((&[1, 2, 3, 4], true, vec![5, 0]));
+        d.more.push((vec![1, 2, 3, 4], true, vec![5, 0]));
     });
     made.leaf("our extension, critical", Err(E::UnknownCriticalExtension), |d| {
-        d.more.push((EXTENSION_OID, true, tlv(0x0c, b"{}")));
+        d.more.push((EXTENSION_OID.to_vec(), true, tlv(0x0c, b"{}")));
     });
     made.leaf("our extension, not readable", Err(E::Extension(ExtensionError)), |d| {
-        d.more.push((EXTENSION_OID, false, tlv(0x0c, b"{}")));
+        d.more.push((EXTENSION_OID.to_vec(), false, tlv(0x0c, b"{}")));
     });
     made.leaf("names that are no names", Err(E::MalformedExtension("subjectAltName")), |d| {
         d.names.push((0x0c, b"name".to_vec()));
@@ -625,7 +502,7 @@ fn bad_issuers(made: &mut Made<'_>) {
         ("a DNS constraint", tlv(DNS, b"corp.example")),
     ] {
         made.issuer(name, Err(E::NameConstraints), |d| {
-            d.more.push((&[2, 5, 29, 30], true, constraint(base)));
+            d.more.push((vec![2, 5, 29, 30], true, constraint(base)));
         });
     }
     made.issuer("an intermediate for servers only", Err(E::IssuerPurpose), |d| {
@@ -635,7 +512,7 @@ fn bad_issuers(made: &mut Made<'_>) {
         d.purposes = Some(vec![ANY_PURPOSE]);
     });
     made.issuer("an unknown critical extension above", Err(E::UnknownCriticalExtension), |d| {
-        d.more.push((&[1, 2, 3, 4], true, vec![5, 0]));
+        d.more.push((vec![1, 2, 3, 4], true, vec![5, 0]));
     });
     made.issuer("an intermediate that has ended", Err(E::IssuerExpired), |d| {
         d.not_after = NOW - Duration::seconds(1);
@@ -686,7 +563,7 @@ fn bad_paths(made: &mut Made<'_>) {
 
     let agent = Authority::root(&Draft::leaf(WORKLOAD), &rcgen::PKCS_ECDSA_P256_SHA256);
     let mut draft = Draft::leaf(WORKLOAD);
-    draft.subject = Some("a leaf that signs");
+    draft.subject = Some("a leaf that signs".into());
     let signer = Authority {
         certificate: draft.signed_by(&world.root, &agent.key),
         params: draft.params(),

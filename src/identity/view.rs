@@ -252,7 +252,7 @@ mod tests {
     ) -> Vec<CertificateDer<'static>> {
         let mut draft = Draft::leaf(id);
         if let Some(ours) = ours {
-            draft.more.push((EXTENSION_OID, false, ours.to_der()));
+            draft.more.push((EXTENSION_OID.to_vec(), false, ours.to_der()));
         }
         vec![draft.signed_by(by, &key())]
     }
@@ -329,7 +329,7 @@ mod tests {
         let identity = Identity::new(view(&world));
         let key = key();
         let mut draft = Draft::leaf(WORKLOAD);
-        draft.more.push((EXTENSION_OID, false, ours(LAPTOP, Some(entry(1))).to_der()));
+        draft.more.push((EXTENSION_OID.to_vec(), false, ours(LAPTOP, Some(entry(1))).to_der()));
         let leaf = draft.signed_by(&world.intermediate, &key);
         let shown = [leaf.clone(), world.intermediate.certificate.clone()];
         let caller = identity.recognise(&peer(&identity, &shown), moment(NOW));

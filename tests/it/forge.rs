@@ -11,10 +11,7 @@ use doorward::model::TrustDomain;
 use doorward::vault::{KeyFile, RootKey};
 use doorward::wire::{self, Credentials, Reply};
 use quinn::crypto::rustls::QuicClientConfig;
-use rcgen::{
-    CertificateParams, CustomExtension, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
-    SerialNumber, SignatureAlgorithm,
-};
+use rcgen::KeyPair;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs::default_provider};
@@ -22,146 +19,32 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use time::OffsetDateTime;
 
-pub type Der = CertificateDer<'static>;
-
-pub const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
-pub const CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
-pub const CODE_SIGNING: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 3];
-pub const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0];
-pub const URI: u8 = 0x86;
-pub const DNS: u8 = 0x82;
+#[path = "../../src/identity/draft.rs"]
+mod draft;
+pub use draft::{
+    ANY_PURPOSE, CLIENT_AUTH, CODE_SIGNING, DNS, Der, Draft, SERVER_AUTH, Signer, URI, tlv,
+};
 
 /// How long anything may take before it counts as hanging.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A DER value.
-pub fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
-    let length = content.len();
-    let mut out = vec![tag];
-    match length {
-        0..=0x7f => out.push(length as u8),
-        0x80..=0xff => out.extend([0x81, length as u8]),
-        0x100..=0xffff => out.extend([0x82, (length >> 8) as u8, length as u8]),
-        _ => out.extend([0x83, (length >> 16) as u8, (length >> 8) as u8, length as u8]),
-    }
-    out.extend_from_slice(content);
-    out
-}
-
-/// A certificate before it is signed; each extension is spelled out, so that each can be wrong.
-#[derive(Clone)]
-pub struct Draft {
-    pub subject: Option<String>,
-    pub serial: Vec<u8>,
-    pub not_before: OffsetDateTime,
-    pub not_after: OffsetDateTime,
-    pub names: Vec<(u8, Vec<u8>)>,
-    pub names_critical: bool,
-    pub constraints: Option<Vec<u8>>,
-    pub usage: Option<(bool, Vec<u8>)>,
-    pub purposes: Option<Vec<&'static [u8]>>,
-    pub more: Vec<(Vec<u64>, bool, Vec<u8>)>,
-}
-
 impl Draft {
-    /// A leaf that a broker of the ID's domain accepts, if its CA signs it.
+    /// A leaf of this moment, with a serial number of its own.
     pub fn leaf(id: &str) -> Self {
-        let now = OffsetDateTime::now_utc();
-        let mut serial = vec![1; 16];
+        let mut serial = [1; 16];
         aws_lc_rs::rand::fill(&mut serial[1..]).unwrap();
-        Self {
-            subject: None,
-            serial,
-            not_before: now - Duration::from_secs(10),
-            not_after: now + Duration::from_secs(3600),
-            names: vec![(URI, id.as_bytes().to_vec())],
-            names_critical: true,
-            constraints: Some(tlv(0x30, &[])),
-            usage: Some((true, tlv(0x03, &[7, 0x80]))),
-            purposes: Some(vec![SERVER_AUTH, CLIENT_AUTH]),
-            more: Vec::new(),
-        }
+        Self::leaf_at(id, OffsetDateTime::now_utc(), serial)
     }
 
     /// A signing certificate of a domain.
     pub fn authority(name: &str, domain: &str) -> Self {
-        Self {
-            subject: Some(name.to_owned()),
-            names: vec![(URI, format!("spiffe://{domain}").into_bytes())],
-            names_critical: false,
-            constraints: Some(tlv(0x30, &tlv(0x01, &[0xff]))),
-            usage: Some((true, tlv(0x03, &[1, 0x06]))),
-            purposes: None,
-            ..Self::leaf("")
-        }
+        let leaf = Self::leaf("");
+        let until = leaf.not_after;
+        Self::authority_like(leaf, name, domain, until)
     }
-
-    pub fn params(&self) -> CertificateParams {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        if let Some(subject) = &self.subject {
-            params.distinguished_name.push(DnType::CommonName, subject.as_str());
-        }
-        params.serial_number = Some(SerialNumber::from_slice(&self.serial));
-        params.not_before = self.not_before;
-        params.not_after = self.not_after;
-        params.is_ca = IsCa::NoCa;
-        let mut add = |oid: &[u64], critical: bool, value: Vec<u8>| {
-            let mut extension = CustomExtension::from_oid_content(oid, value);
-            extension.set_criticality(critical);
-            params.custom_extensions.push(extension);
-        };
-        if !self.names.is_empty() {
-            let names: Vec<u8> =
-                self.names.iter().flat_map(|(tag, name)| tlv(*tag, name)).collect();
-            add(&[2, 5, 29, 17], self.names_critical, tlv(0x30, &names));
-        }
-        if let Some(constraints) = &self.constraints {
-            add(&[2, 5, 29, 19], true, constraints.clone());
-        }
-        if let Some((critical, usage)) = &self.usage {
-            add(&[2, 5, 29, 15], *critical, usage.clone());
-        }
-        if let Some(purposes) = &self.purposes {
-            let ids: Vec<u8> = purposes.iter().flat_map(|id| tlv(0x06, id)).collect();
-            add(&[2, 5, 29, 37], false, tlv(0x30, &ids));
-        }
-        for (oid, critical, value) in &self.more {
-            add(oid, *critical, value.clone());
-        }
-        params
-    }
-
-    pub fn signed_by(&self, by: &Signer, key: &KeyPair) -> Der {
-        let issuer = Issuer::from_params(&by.params, &by.key);
-        self.params().signed_by(key, &issuer).unwrap().into()
-    }
-
-    pub fn self_signed(&self, key: &KeyPair) -> Der {
-        self.params().self_signed(key).unwrap().into()
-    }
-}
-
-/// A key that signs, with its certificate.
-pub struct Signer {
-    pub key: KeyPair,
-    pub params: CertificateParams,
-    pub certificate: Der,
 }
 
 impl Signer {
-    pub fn root(draft: &Draft, algorithm: &'static SignatureAlgorithm) -> Self {
-        let key = KeyPair::generate_for(algorithm).unwrap();
-        let certificate = draft.self_signed(&key);
-        Self { key, params: draft.params(), certificate }
-    }
-
-    pub fn under(&self, draft: &Draft) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let certificate = draft.signed_by(self, &key);
-        Self { key, params: draft.params(), certificate }
-    }
-
     /// The CA of a broker's directory, with the seal opened by its key file.
     pub fn of_broker(dir: &Path, root: &Der) -> Self {
         let seal = RootKey::open(dir, &KeyFile(dir.join("seal.key"))).unwrap();
