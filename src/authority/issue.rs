@@ -169,14 +169,14 @@ impl Authority {
 
 /// What the entry itself demands.
 fn check_entry(record: &EntryRecord, wish: &Wish<'_>, target: &Target) -> Result<(), Failure> {
-    let decided = Target::Entry { id: record.entry.id, epoch: record.entry.epoch };
-    if *target != decided {
-        return Err(Failure::new(Code::Unavailable, Reason::Changed));
-    }
     if record.suspended {
         let hint = "this identity is revoked until an operator resumes it".to_owned();
         let failure = Failure::new(Code::Denied, Reason::Revoked);
         return Err(Failure { hint: Some(hint), ..failure });
+    }
+    let decided = Target::Entry { id: record.entry.id, epoch: record.entry.epoch };
+    if *target != decided {
+        return Err(Failure::new(Code::Unavailable, Reason::Changed));
     }
     let missing = record.entry.missing(wish.workload);
     if !missing.is_empty() {

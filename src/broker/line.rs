@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::connections::Connection;
 use super::metrics::Metrics;
 use super::outcome::{
-    Body, Climb, Running, Same, index_of, is_repeatable, refusal_of, refuse, releases, unrecorded,
+    Asked, Body, Climb, Running, Same, index_of, is_repeatable, refusal_of, refuse, releases,
+    unrecorded,
 };
 use super::rates::Rates;
 use crate::administration::Administration;
@@ -24,15 +25,6 @@ use crate::model::{
 use crate::policy::{Bundle, Generations, Policy};
 use crate::posture::{Challenge, Demand, Posture, Verdict};
 use crate::vault::Vault;
-
-/// One request, as it came.
-struct Asked<'a> {
-    id: RequestId,
-    peer: &'a Peer,
-    connection: Option<&'a Connection>,
-    client: Option<ClientRef>,
-    ask: Arc<Ask>,
-}
 
 /// The parts that the line joins.
 #[derive(Debug)]

@@ -1,9 +1,14 @@
 //! What a climb works with beside its steps: bodies, comparisons, refusals.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::connections::Connection;
 use crate::decision_log::{RecordError, Ruling};
-use crate::model::{Ask, Code, Failure, Reason, Refusal, Released, RequestId, SecretValue};
+use crate::identity::Peer;
+use crate::model::{
+    Ask, ClientRef, Code, Failure, Reason, Refusal, Released, RequestId, SecretValue,
+};
 use crate::posture::Challenge;
 
 /// What a request brings beside its head. Read only when a grant stands.
@@ -23,6 +28,15 @@ impl Body for Ready {
     async fn read(&mut self) -> Result<SecretValue, Failure> {
         Ok(self.0.take().unwrap_or_else(SecretValue::empty))
     }
+}
+
+/// One request, as it came.
+pub struct Asked<'a> {
+    pub id: RequestId,
+    pub peer: &'a Peer,
+    pub connection: Option<&'a Connection>,
+    pub client: Option<ClientRef>,
+    pub ask: Arc<Ask>,
 }
 
 /// One running request; dropping it ends it.

@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::batch::Wait;
 use super::begin::{begin, first_segment, record_gap, take_directory};
 use super::frame::BLOCK;
 use super::grant::Ruling;
@@ -16,7 +17,7 @@ use super::note::Note;
 use super::proof::{self, ProofError, check_consistency, check_inclusion};
 use super::publish::Publisher;
 use super::query;
-use super::queue::{Rank, RecordError, Wait};
+use super::queue::{Rank, RecordError};
 use super::record::{self, Around};
 use super::recover::{Base, OpenLogError, Replay, base, replay};
 use super::shared::{Parts, Shared};

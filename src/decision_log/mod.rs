@@ -8,6 +8,7 @@
 //!
 //! [`verify_dir`] checks a whole log and shares no code with what writes it.
 
+mod batch;
 mod begin;
 mod checkpoint;
 mod counts;

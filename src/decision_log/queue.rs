@@ -1,23 +1,19 @@
 //! The hand-over between those who decide and the one thread that writes.
 //!
 //! Records are laid one behind the other into the very buffer that goes to the disk. All records of
-//! one batch share one outcome. When it is known, one waiter per thread is woken from outside; that
-//! one wakes its neighbours on its own thread, where waking is cheap. A waiter that is dropped
-//! hands this duty on, so nobody is forgotten.
+//! one batch share one outcome.
 //!
 //! When to sync is decided by those who hand over. A thread that is about to wait ([`before_park`])
 //! has nothing more to bring: the writer goes at once. While all of them are busy, more is coming,
 //! and the writer lets a gap pass so that it shares one sync.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::mem;
-use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::task::{Context, Poll, Waker};
-use std::thread::{self, ThreadId};
 use std::time::Duration;
 
+pub use super::batch::RecordError;
+use super::batch::{Batch, Wait};
 use super::frame::HEADER;
 use super::tiles::push_entry;
 use crate::model::RequestId;
@@ -29,130 +25,6 @@ const DOZE: Duration = Duration::from_millis(2);
 
 /// Bytes of a buffer that is kept for the next batch; a larger one was an exception.
 const BUFFER_KEPT: usize = LOG_BATCH_BYTES / 4;
-
-/// Why a record could not be written down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RecordError {
-    /// No room, or only what is kept for operators. It may pass.
-    #[error("the decision log's disk is full; make room, or ask an operator to")]
-    Full,
-    /// A write or sync failed, or the writer has ended. Final: the process must restart.
-    #[error("the decision log can't be written any more; the process must restart")]
-    Broken,
-    /// Too many records wait. It may pass.
-    #[error("the decision log's queue is full")]
-    Busy,
-}
-
-/// How a batch ended: the index of its first record, or why there is none.
-type Outcome = Result<u64, RecordError>;
-
-/// The shared fate of all records that are written together.
-#[derive(Debug, Default)]
-pub(super) struct Batch(Mutex<Fate>);
-
-#[derive(Debug, Default)]
-struct Fate {
-    outcome: Option<Outcome>,
-    /// Who waits, by slot, with the thread it was last polled on.
-    waiting: Vec<Option<(ThreadId, Waker)>>,
-    /// Threads whose waiters have all been woken.
-    woken: Vec<ThreadId>,
-}
-
-impl Batch {
-    fn fate(&self) -> MutexGuard<'_, Fate> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// Tells everyone; wakes one waiter of each thread.
-    pub(super) fn conclude(&self, outcome: Outcome) {
-        let mut fate = self.fate();
-        fate.outcome = Some(outcome);
-        let mut threads: Vec<ThreadId> = Vec::new();
-        let mut first: Vec<Waker> = Vec::new();
-        for slot in &mut fate.waiting {
-            let is_first = slot.as_ref().is_some_and(|(thread, _)| !threads.contains(thread));
-            if let Some((thread, waker)) = slot.take_if(|_| is_first) {
-                threads.push(thread);
-                first.push(waker);
-            }
-        }
-        drop(fate);
-        first.into_iter().for_each(Waker::wake);
-    }
-
-    /// The waiters that whoever was polled on `thread` has to wake, once per thread.
-    fn neighbours(fate: &mut Fate, thread: ThreadId) -> Vec<Waker> {
-        if fate.woken.contains(&thread) {
-            return Vec::new();
-        }
-        fate.woken.push(thread);
-        let mine = |slot: &mut Option<(ThreadId, Waker)>| {
-            let is_mine = slot.as_ref().is_some_and(|(other, _)| *other == thread);
-            if is_mine { slot.take().map(|(_, waker)| waker) } else { None }
-        };
-        fate.waiting.iter_mut().filter_map(mine).collect()
-    }
-}
-
-/// Waits for one record to be durable; gives its index.
-#[derive(Debug)]
-pub(super) struct Wait {
-    batch: Arc<Batch>,
-    slot: u32,
-    polled_on: Option<ThreadId>,
-}
-
-impl Wait {
-    fn place(&self) -> usize {
-        usize::try_from(self.slot).unwrap_or(usize::MAX)
-    }
-}
-
-impl Future for Wait {
-    type Output = Result<u64, RecordError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let batch = Arc::clone(&self.batch);
-        let mut fate = batch.fate();
-        let Some(outcome) = fate.outcome else {
-            let thread = thread::current().id();
-            let place = self.place();
-            if fate.waiting.len() <= place {
-                fate.waiting.resize_with(place + 1, || None);
-            }
-            if let Some(slot) = fate.waiting.get_mut(place) {
-                *slot = Some((thread, context.waker().clone()));
-            }
-            self.polled_on = Some(thread);
-            return Poll::Pending;
-        };
-        let neighbours = match self.polled_on.take() {
-            Some(thread) => Batch::neighbours(&mut fate, thread),
-            None => Vec::new(), // never asked to be woken, so nobody counts on this one
-        };
-        drop(fate);
-        neighbours.into_iter().for_each(Waker::wake);
-        Poll::Ready(outcome.map(|first| first.saturating_add(u64::from(self.slot))))
-    }
-}
-
-impl Drop for Wait {
-    fn drop(&mut self) {
-        let Some(thread) = self.polled_on else { return };
-        let mut fate = self.batch.fate();
-        let place = self.place();
-        if let Some(slot) = fate.waiting.get_mut(place) {
-            *slot = None;
-        }
-        if fate.outcome.is_some() {
-            let neighbours = Batch::neighbours(&mut fate, thread);
-            drop(fate);
-            neighbours.into_iter().for_each(Waker::wake);
-        }
-    }
-}
 
 /// Whose record it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,10 +64,9 @@ impl Load {
         }
         self.frame.clear();
         self.frame.resize(HEADER, 0);
-        let waiting = Vec::with_capacity(self.requests.len());
+        let batch = Arc::new(Batch::expecting(self.requests.len()));
         self.requests.clear();
-        let batch = Batch(Mutex::new(Fate { waiting, ..Fate::default() }));
-        (self.count, self.ordinary, self.batch) = (0, false, Arc::new(batch));
+        (self.count, self.ordinary, self.batch) = (0, false, batch);
     }
 
     /// Adds a record that nobody waits for. False when it is too long.
@@ -322,7 +193,7 @@ impl Queue {
                 handed.get_or_insert_with(|| Arc::clone(self));
             });
         }
-        Ok(Wait { batch, slot, polled_on: None })
+        Ok(Wait::new(batch, slot))
     }
 
     /// Whoever handed over has nothing more.
@@ -415,9 +286,11 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use super::super::batch::Outcome;
     use super::*;
+    use std::pin::Pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
+    use std::task::{Context, Poll, Wake, Waker};
 
     struct Count(AtomicUsize);
     impl Wake for Count {
@@ -468,6 +341,60 @@ mod tests {
         drop(first);
         assert_eq!(count.0.load(Ordering::SeqCst), 2);
         assert_eq!(poll(&mut second, &waker), Poll::Ready(Err(RecordError::Full)));
+    }
+
+    /// How long the writer took to take what `hand_over` handed over.
+    fn taken(queue: &Arc<Queue>, gap: Duration, hand_over: impl FnOnce()) -> Duration {
+        let began = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut load = queue.spare();
+                assert_eq!(queue.take(&mut load, gap, LONG), Found::Records);
+                began.elapsed()
+            });
+            hand_over();
+            writer.join().unwrap()
+        })
+    }
+
+    /// Nothing here may wait so long.
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn who_is_about_to_wait_hurries_the_writer_and_who_is_busy_lets_it_wait() {
+        let queue = Arc::new(Queue::new(4096));
+        let submit = || drop(queue.submit(b"x", None, Rank::Ordinary).unwrap());
+        assert!(taken(&queue, LONG, submit) < LONG, "a thread that never says when it waits");
+        before_park();
+        let gap = Duration::from_millis(50);
+        let busy = taken(&queue, gap, submit);
+        assert!(busy >= gap, "{busy:?}");
+        before_park(); // of a batch that is gone: nothing
+        let parked = taken(&queue, LONG, || {
+            submit();
+            before_park();
+        });
+        assert!(parked < LONG, "{parked:?}");
+    }
+
+    #[test]
+    fn no_record_is_forgotten_whenever_it_comes() {
+        let queue = Arc::new(Queue::new(4096));
+        before_park();
+        for round in 0..400 {
+            let hand_over = || {
+                // Somewhere between the writer's first look and long after it fell asleep.
+                let until = std::time::Instant::now() + DOZE * (round % 5) / 2;
+                while std::time::Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+                drop(queue.submit(b"x", None, Rank::Ordinary).unwrap());
+                if round % 2 == 0 {
+                    before_park();
+                }
+            };
+            assert!(taken(&queue, Duration::from_micros(100), hand_over) < LONG / 2);
+        }
     }
 
     #[test]

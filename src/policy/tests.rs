@@ -464,6 +464,31 @@ fn that_something_is_absent_is_said_to_who_may_list() {
 }
 
 #[test]
+fn what_stands_against_an_object_denies_whatever_the_rules_say() {
+    let open = rules(
+        "p, r, spiffe://d/api, secret/**, read, any, -, -, allow\n\
+         p, i, spiffe://d/api, svid/**, issue, any, -, -, allow\n",
+    );
+    let who = Who::new(CallerKind::Workload, "/api");
+    let issue = r#"{"issue":{"spiffe_id":"spiffe://d/ns/pay","public_key":"",
+        "entry":"7d2f3c1e-0000-4000-8000-000000000000","agent_held":true,"workload":{"pid":1,
+        "start_ticks":1,"uid":1,"gid":1,"pinned":true}}}"#;
+    for ask in [r#"{"read":{"name":"pay/db"}}"#, issue] {
+        assert!(who.asks(&open, ask, Target::Itself).allowed, "{ask}");
+        for (target, code, reason) in [
+            (Target::Unknown, Code::Unavailable, Reason::StoreUnavailable),
+            (Target::Revoked, Code::Denied, Reason::Revoked),
+        ] {
+            let found = who.asks(&open, ask, target.clone());
+            assert_eq!((found.allowed, found.code, found.reason), (false, code, reason));
+            // Who may not have it learns nothing of what stands against it.
+            let stranger = Who::new(CallerKind::Workload, "/b").asks(&open, ask, target);
+            assert_eq!((stranger.code, stranger.reason), (Code::Denied, Reason::NoAllow));
+        }
+    }
+}
+
+#[test]
 fn who_creates_an_entry_could_issue_it() {
     let entry = r#"{"entry_create":{"entry":{"spiffe_id":"spiffe://d/ns/pay","class":"server",
         "selectors":[{"uid":1}]}}}"#;

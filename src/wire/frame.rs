@@ -151,6 +151,7 @@ pub struct Lengths {
 /// # Errors
 /// [`FrameError::Cut`] when there are fewer than eight bytes.
 pub fn decode_lengths(bytes: &[u8]) -> Result<Lengths, FrameError> {
+    let wide = |length| usize::try_from(length).unwrap_or(usize::MAX);
     match bytes {
         [a, b, c, d, e, f, g, h, ..] => Ok(Lengths {
             head: wide(u32::from_be_bytes([*a, *b, *c, *d])),
@@ -329,10 +330,6 @@ pub(super) fn check_head(length: usize, limit: usize) -> Result<(), FrameError> 
 
 pub(super) fn check_body(length: usize, limit: usize) -> Result<(), FrameError> {
     if length > limit { Err(FrameError::BodyTooLarge { length, limit }) } else { Ok(()) }
-}
-
-fn wide(length: u32) -> usize {
-    usize::try_from(length).unwrap_or(usize::MAX)
 }
 
 async fn read_lengths<R: AsyncRead + Unpin + ?Sized>(from: &mut R) -> Result<Lengths, FrameError> {
