@@ -24,10 +24,11 @@ pub(super) struct Opening {
     pub(super) threads: usize,
 }
 
-/// Threads that serve connections where the configuration names no number: one a core.
+/// Threads that serve connections where the configuration names no number: one a core, and one core
+/// left to the log's writer, without which none of them gets on.
 pub(super) fn cores() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    cores.min(limits::SERVING_THREADS)
+    cores.saturating_sub(1).clamp(1, limits::SERVING_THREADS)
 }
 
 /// The runtime of a thread that serves: one for each, so that nothing wanders between cores.

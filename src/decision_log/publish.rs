@@ -12,9 +12,12 @@ use super::merkle::{Frontier, FullTile, Hash, TILE, TILE_WIDTH, leaf_with};
 use super::queue::RecordError;
 use super::shared::{Published, Shared};
 use super::signed_note::LogKey;
-use super::sink::{Put, is_full};
+use super::sink::{Put, Sink, is_full};
 use super::tiles::{bundle_path, partials_dir, push_entry, tile_path};
 use crate::model::limits::LOG_CHECKPOINT;
+
+/// Bytes of full bundles and tiles that are held in memory to be put together.
+const TOGETHER_BYTES: usize = 8 * 1024 * 1024;
 
 /// The publisher.
 pub(super) struct Publisher {
@@ -70,6 +73,7 @@ impl Publisher {
         let sink = &*self.shared.sink;
         let mut edge = Frontier::clone(&before.edge);
         let mut bundle = self.bundle.clone();
+        let mut full = Full::default();
         let mut replaced = Vec::new();
         let mut scratch = Vec::new();
         for entry in chunks.iter().flat_map(|chunk| chunk.entries()).flatten() {
@@ -77,16 +81,16 @@ impl Publisher {
             let leaf = leaf_with(&mut scratch, entry);
             edge.push(leaf, |tile: FullTile<'_>| {
                 if tile.level == 0 {
-                    sink.put(&bundle_path(tile.index, TILE), &bundle, Put::Once)?;
-                    bundle.clear();
+                    full.add(sink, bundle_path(tile.index, TILE), std::mem::take(&mut bundle))?;
                     replaced.push(partials_dir(None, tile.index));
                 }
                 let path = tile_path(tile.level, tile.index, TILE);
-                sink.put(&path, tile.hashes.as_flattened(), Put::Once)?;
+                full.add(sink, path, tile.hashes.as_flattened().to_vec())?;
                 replaced.push(partials_dir(Some(tile.level), tile.index));
                 Ok::<(), io::Error>(())
             })?;
         }
+        full.put(sink)?;
         self.put_partials(&before.edge, &edge, &bundle)?;
         sink.sync_names()?;
         for path in first_of_each_level(&before.edge, &replaced) {
@@ -125,6 +129,27 @@ impl Publisher {
             let bytes: &[Hash] = hashes;
             sink.put(&tile_path(level, index, hashes.len()), bytes.as_flattened(), Put::Once)?;
         }
+        Ok(())
+    }
+}
+
+/// Full bundles and tiles that are put together.
+#[derive(Default)]
+struct Full {
+    files: Vec<(String, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Full {
+    fn add(&mut self, sink: &dyn Sink, path: String, bytes: Vec<u8>) -> io::Result<()> {
+        self.bytes += bytes.len();
+        self.files.push((path, bytes));
+        if self.bytes < TOGETHER_BYTES { Ok(()) } else { self.put(sink) }
+    }
+
+    fn put(&mut self, sink: &dyn Sink) -> io::Result<()> {
+        sink.put_all(&self.files)?;
+        *self = Self::default();
         Ok(())
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! When to sync is decided by those who hand over. A thread that is about to wait ([`before_park`])
 //! has nothing more to bring: the writer goes at once. While all of them are busy, more is coming,
-//! and the writer lets a gap pass so that it shares one sync.
+//! and the writer lets a gap pass so that it shares one sync, unless enough are there: while those
+//! are synced, the next ones are judged.
 
 use std::cell::{Cell, RefCell};
 use std::mem;
@@ -17,7 +18,7 @@ use super::batch::{Batch, Wait};
 use super::frame::HEADER;
 use super::tiles::push_entry;
 use crate::model::RequestId;
-use crate::model::limits::{LOG_BATCH_BYTES, LOG_QUEUE};
+use crate::model::limits::{LOG_BATCH_BYTES, LOG_ENOUGH, LOG_QUEUE};
 
 /// How long the writer looks by itself after the last record, before somebody has to wake it: under
 /// load nobody ever does.
@@ -186,7 +187,7 @@ impl Queue {
         load.requests.extend(request.map(|id| (id, slot)));
         let batch = Arc::clone(&load.batch);
         let parks = PARKS.get();
-        inbox.hurry |= !parks;
+        inbox.hurry |= !parks || inbox.load.count >= LOG_ENOUGH;
         self.wake(inbox);
         if parks {
             HANDED.with_borrow_mut(|handed| {

@@ -41,6 +41,11 @@ pub(super) trait Sink: Send + Sync {
     /// A whole file: written aside, synced, renamed. Its name is durable after
     /// [`Sink::sync_names`].
     fn put(&self, path: &str, bytes: &[u8], put: Put) -> io::Result<()>;
+    /// Several whole files that never change once they are written, as [`Sink::put`] does them one
+    /// by one; some of them may be there after an error.
+    fn put_all(&self, files: &[(String, Vec<u8>)]) -> io::Result<()> {
+        files.iter().try_for_each(|(path, bytes)| self.put(path, bytes, Put::Once))
+    }
     /// Makes the names of all files put so far durable.
     fn sync_names(&self) -> io::Result<()>;
     /// Removes a file, or a directory with the files in it; absent is fine.
@@ -60,7 +65,12 @@ pub(super) fn is_full(error: &io::Error) -> bool {
 pub(super) struct Files {
     root: PathBuf,
     unsynced: Mutex<BTreeSet<PathBuf>>,
+    /// `syncfs` says when something could not be written: since Linux 5.8.
+    syncfs_tells: bool,
 }
+
+/// From so many files on, one sync of the whole file system costs less than one each.
+const TOGETHER: usize = 16;
 
 /// Bytes of zeros written at once where the file system can't allocate.
 const ZEROS: usize = 1024 * 1024;
@@ -68,7 +78,9 @@ const ZEROS: usize = 1024 * 1024;
 impl Files {
     /// In an existing directory.
     pub(super) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), unsynced: Mutex::new(BTreeSet::new()) }
+        let syncfs_tells = nix::sys::utsname::uname()
+            .is_ok_and(|system| is_since(&system.release().to_string_lossy(), (5, 8)));
+        Self { root: root.to_owned(), unsynced: Mutex::new(BTreeSet::new()), syncfs_tells }
     }
 
     fn mark(&self, dir: &Path) {
@@ -84,6 +96,23 @@ impl Files {
         }
         self.make_parents(parent)?;
         DirBuilder::new().mode(0o700).create(parent)
+    }
+
+    /// Writes many files aside, has the file system written out once, and renames them.
+    fn put_together(&self, files: &[(String, Vec<u8>)]) -> io::Result<()> {
+        let root = File::open(&self.root)?; // before the writes: it hears of their faults
+        let mut written = Vec::with_capacity(files.len());
+        for (path, bytes) in files {
+            let target = self.root.join(path);
+            self.make_parents(&target)?;
+            if !same_or_absent(&target, bytes)? {
+                let (aside, file) = self.create_aside(&format!("file-{}", written.len()))?;
+                file.write_all_at(bytes, 0)?;
+                written.push((aside, target));
+            }
+        }
+        nix::unistd::syncfs(&root)?;
+        written.iter().try_for_each(|(aside, target)| std::fs::rename(aside, target))
     }
 
     fn create_aside(&self, name: &str) -> io::Result<(PathBuf, File)> {
@@ -141,6 +170,13 @@ impl Sink for Files {
         std::fs::rename(&aside, &target)
     }
 
+    fn put_all(&self, files: &[(String, Vec<u8>)]) -> io::Result<()> {
+        if files.len() >= TOGETHER && self.syncfs_tells {
+            return self.put_together(files);
+        }
+        files.iter().try_for_each(|(path, bytes)| self.put(path, bytes, Put::Once))
+    }
+
     fn sync_names(&self) -> io::Result<()> {
         let mut dirs = self.unsynced.lock().unwrap_or_else(|e| e.into_inner());
         while let Some(dir) = dirs.pop_first() {
@@ -175,6 +211,15 @@ impl Sink for Files {
     fn free(&self) -> io::Result<u64> {
         let disk = nix::sys::statvfs::statvfs(&self.root)?;
         Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
+    }
+}
+
+/// Whether a kernel's release, such as `6.1.0-13-amd64`, is this one or a later one.
+fn is_since(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) >= wanted,
+        _ => false, // not known: the slower way
     }
 }
 
@@ -261,6 +306,38 @@ mod tests {
         sink.remove("tile/0").unwrap();
         sink.remove("tile/0").unwrap();
         assert!(!dir.path().join("tile/0").exists());
+    }
+
+    #[test]
+    fn many_files_are_put_as_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let sink = Files::new(dir.path());
+        let files: Vec<_> =
+            (0..3 * TOGETHER).map(|n| (format!("tile/0/x{n:03}/7"), vec![1; n + 1])).collect();
+        for _ in 0..2 {
+            sink.put_all(&files).unwrap(); // the second time all are there already
+            for (path, bytes) in &files {
+                let found = dir.path().join(path);
+                assert_eq!(std::fs::read(&found).unwrap(), *bytes);
+                assert_eq!(std::fs::metadata(&found).unwrap().permissions().mode() & 0o777, 0o600);
+            }
+        }
+        sink.sync_names().unwrap();
+        let mut other = files.clone();
+        other[40].1 = vec![2; 41];
+        let error = sink.put_all(&other).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(std::fs::read(dir.path().join(&files[40].0)).unwrap(), files[40].1);
+    }
+
+    #[test]
+    fn releases_of_kernels_are_compared() {
+        for (release, is) in
+            [("5.8.0", true), ("6.1.0-13-amd64", true), ("5.7.19", false), ("4.19", false)]
+        {
+            assert_eq!(is_since(release, (5, 8)), is, "{release}");
+        }
+        assert!(!is_since("unknown", (5, 8)) && !is_since("", (5, 8)));
     }
 
     #[test]

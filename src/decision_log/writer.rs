@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// Zeros written ahead of the batches: a sync over blocks that were written once needs no journal.
 const AHEAD: u64 = 256 * 1024;
 
+static ZEROS: [u8; AHEAD as usize] = [0; AHEAD as usize];
+
 /// The writer: `run` blocks until the log is closed and is given a thread of its own. While it
 /// lives it holds the lock on the directory. Dropping it refuses everyone.
 pub struct Writer {
@@ -249,8 +251,8 @@ impl Committer {
             return Ok(());
         }
         let to = end.saturating_add(AHEAD).min(self.place.end);
-        let zeros = vec![0; usize::try_from(to.saturating_sub(end)).unwrap_or(0)];
-        self.place.segment.write_at(&zeros, end)?;
+        let zeros = usize::try_from(to.saturating_sub(end)).ok().and_then(|n| ZEROS.get(..n));
+        self.place.segment.write_at(zeros.unwrap_or(&ZEROS), end)?;
         self.written = to;
         Ok(())
     }

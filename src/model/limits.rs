@@ -164,6 +164,8 @@ pub const LOG_QUEUE: usize = 4096;
 pub const RECORD_MAX: usize = 65_535;
 /// Bytes of records that one sync may cover: what a slow disk takes in well under a second.
 pub const LOG_BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Records that are worth a sync although more are coming.
+pub const LOG_ENOUGH: u32 = 32;
 /// While more records are coming, the time between two syncs of the log: fewer syncs, more records
 /// in each.
 pub const LOG_GAP: Duration = Duration::from_millis(1);
