@@ -4,22 +4,23 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Binds `count` sockets (at least one) to an address; of port 0, all to the same free port.
 ///
 /// # Errors
 /// When the address is taken, not ours, or not allowed.
 pub fn sockets(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
-    // A plain one first: it is refused where anybody has the port. Those that share it would not
-    // be, if that was another process of the same user which shares it too.
-    let alone = UdpSocket::bind(address)?;
+    // The first is bound alone: it is refused where anybody has the port, also another process of the
+    // same user that would share it. Only then, and without letting go of it, it is shared.
+    let first = UdpSocket::bind(address)?;
     if count <= 1 {
-        return Ok(vec![alone]);
+        return Ok(vec![first]);
     }
-    let address = alone.local_addr()?;
-    drop(alone);
-    (0..count).map(|_| sharing(address)).collect()
+    let address = first.local_addr()?;
+    SockRef::from(&first).set_reuse_port(true)?;
+    let others = (1..count).map(|_| sharing(address));
+    std::iter::once(Ok(first)).chain(others).collect()
 }
 
 fn sharing(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -49,6 +50,19 @@ mod tests {
         }
         drop(some);
         assert_eq!(sockets(address, 1).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn of_many_who_want_a_port_at_once_one_gets_it() {
+        let address = sockets(loopback(0), 1).unwrap()[0].local_addr().unwrap();
+        for _ in 0..200 {
+            let all = std::thread::scope(|scope| {
+                let tries: Vec<_> =
+                    (0..4).map(|_| scope.spawn(|| sockets(address, 2).ok())).collect();
+                tries.into_iter().filter_map(|it| it.join().unwrap()).collect::<Vec<_>>()
+            });
+            assert_eq!(all.len(), 1, "the port is shared by strangers");
+        }
     }
 
     #[test]
