@@ -176,6 +176,9 @@ impl Guest {
             return close(&connection, CloseCode::TooMany);
         };
         parts.metrics.connections.inc();
+        // Again: the review after a revocation on another thread closes only who has entered by then.
+        let now = door.clock.now();
+        let caller = parts.identity.recognise(&peer, now);
         // Whoever does not count hears so on its first request, and does not stay.
         let until = match door.port {
             Port::Enrolment => Some(now.wall() + limits::APPLICANT_LINGER),
