@@ -113,8 +113,9 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// An answer must have been taken by then.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// … and for each MiB of its body this much later: a backup goes over a slow line too.
-pub const WRITE_TIMEOUT_MIB: Duration = Duration::from_secs(1);
+/// … and either for each MiB of its body this much later: a backup goes over a slow line too, and a
+/// policy over a long one, of which no more than `STREAM_WINDOW` goes out a round trip.
+pub const TIMEOUT_MIB: Duration = Duration::from_secs(1);
 /// A client gives a broker this long to be reached and to accept it.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The second address of a host is tried this much after the first (RFC 8305 §5 says 250 ms).
@@ -250,6 +251,8 @@ pub const POLICY_ROWS_MAX: usize = 200_000;
 /// A policy bundle as JSON, in bytes, on a disk, in the store and on the wire: 100,000 rules of some
 /// hundred bytes fit, and ten bundles fit a backup.
 pub const BUNDLE_MAX: usize = 16 * 1024 * 1024;
+/// KiB of policies on their way out at once: four of the largest, thousands of common ones.
+pub const POLICY_READS_KIB: usize = 4 * BUNDLE_MAX / 1024 + 16;
 /// Bytes of one line of a policy file.
 pub const POLICY_LINE_MAX: usize = 8 * 1024;
 /// Files of one policy bundle: the two and its tests.

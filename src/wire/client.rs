@@ -16,7 +16,7 @@ use super::frame::{
     FrameError, Opening, Reply, decode_nonce, read_end, read_reply, write_evidence, write_opening,
 };
 use super::tls::{self, EXPORTER_LABEL};
-use crate::model::limits::{ANSWER_TIMEOUT, CLOSE_TIMEOUT, FILE_MAX, WRITE_TIMEOUT_MIB};
+use crate::model::limits::{ANSWER_TIMEOUT, BUNDLE_MAX, CLOSE_TIMEOUT, FILE_MAX, TIMEOUT_MIB};
 use crate::model::{Ask, Clock, Digest, Reason, Released, RequestId, SecretValue};
 
 /// A connection to a broker. Cheap to clone; all clones share it.
@@ -191,15 +191,14 @@ fn end(send: &mut SendStream) {
     let _ = send.finish();
 }
 
-/// How long the answer to this may take; a file takes as long as the broker gives it.
+/// How long the answer to this may take; what is large takes as long as the broker gives it.
 fn patience(ask: &Ask) -> Duration {
-    let mib = u32::try_from(FILE_MAX >> 20).unwrap_or(u32::MAX);
-    match ask {
-        Ask::BackupData {} | Ask::BackupKeys { .. } => {
-            ANSWER_TIMEOUT + WRITE_TIMEOUT_MIB.saturating_mul(mib)
-        }
-        _ => ANSWER_TIMEOUT,
-    }
+    let bytes = match ask {
+        Ask::BackupData {} | Ask::BackupKeys { .. } => FILE_MAX,
+        Ask::PolicyActivate {} | Ask::PolicyRead {} => BUNDLE_MAX,
+        _ => 0,
+    };
+    ANSWER_TIMEOUT + TIMEOUT_MIB.saturating_mul(u32::try_from(bytes >> 20).unwrap_or(u32::MAX))
 }
 
 async fn within<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {

@@ -107,8 +107,7 @@ impl Stream<'_> {
     }
 
     async fn write(&self, send: &mut quinn::SendStream, reply: &Reply, body: SecretValue) {
-        let mib = u32::try_from(body.len() >> 20).unwrap_or(u32::MAX);
-        let limit = limits::WRITE_TIMEOUT + limits::WRITE_TIMEOUT_MIB.saturating_mul(mib);
+        let limit = for_body(limits::WRITE_TIMEOUT, body.len());
         let sent = {
             let sending = pin!(send_reply(send, reply, body.expose()));
             within(limit, sending).await
@@ -124,6 +123,11 @@ impl Stream<'_> {
             }
         }
     }
+}
+
+/// How long a body of this length may take, where an empty one may take `least`.
+fn for_body(least: Duration, length: usize) -> Duration {
+    least + limits::TIMEOUT_MIB.saturating_mul(u32::try_from(length >> 20).unwrap_or(u32::MAX))
 }
 
 /// Waits no longer than `limit`. What is ready at once, as nearly everything is, costs no timer.
@@ -167,13 +171,14 @@ struct Incoming {
 
 impl Body for Incoming {
     async fn read(&mut self) -> Result<SecretValue, Failure> {
+        let length = self.len;
         let read = pin!(async {
             match self.challenge.is_some() {
                 true => Box::pin(wire::read_evidence(&mut self.recv)).await,
                 false => wire::read_body(&mut self.recv, self.len).await,
             }
         });
-        match within(limits::BODY_TIMEOUT, read).await {
+        match within(for_body(limits::BODY_TIMEOUT, length), read).await {
             Ok(Ok(body)) => Ok(body),
             Ok(Err(error)) => Err(fault_of(&error)),
             Err(_) => Err(Failure::invalid("the request's body did not arrive in time")),
