@@ -61,7 +61,7 @@ impl Administration {
         match grant.ask().as_ref() {
             Ask::CanI { action, object } => self.can_i(&grant, *action, object).await,
             Ask::Report { facts } => self.take_report(&grant, *facts, &body, challenge).await,
-            Ask::PolicyRead {} => Ok(self.policies.read()),
+            Ask::PolicyRead {} => self.policies.read().await,
             Ask::PolicyActivate {} => self.policies.activate(grant.under()?, body.expose()).await,
             Ask::PolicyRollback {} => self.policies.roll_back(grant.under()?).await,
             Ask::LogRead { from, limit, holding } => {

@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
-use crate::model::{Answer, Diagnostic, Failure, Released, SecretValue, TrustDomain};
+use crate::model::limits::POLICY_READS_KIB;
+use crate::model::{Answer, Code, Diagnostic, Failure, Reason, Released, SecretValue, TrustDomain};
 use crate::policy::{Bundle, BundleFiles, Policy};
 use crate::store::{Expect, Store, StoreError, Table, Txn, Write};
 
@@ -42,6 +43,8 @@ pub struct Policies {
     policy: Arc<Policy>,
     /// One change at a time.
     turn: Mutex<()>,
+    /// KiB of files that are on their way out.
+    reads: Arc<Semaphore>,
 }
 
 fn key(serial: u64) -> Vec<u8> {
@@ -76,7 +79,8 @@ impl Policies {
         let files = BundleFiles::from_json(&row.value).map_err(PolicyError::Faults)?;
         let bundle = Bundle::build(&files, serial, &domain).map_err(PolicyError::Faults)?;
         let policy = Arc::new(Policy::new(bundle));
-        Ok(Self { domain, store, policy, turn: Mutex::new(()) })
+        let reads = Arc::new(Semaphore::new(POLICY_READS_KIB));
+        Ok(Self { domain, store, policy, turn: Mutex::new(()), reads })
     }
 
     /// The policy in force.
@@ -85,15 +89,25 @@ impl Policies {
     }
 
     /// The files in force.
-    pub(super) fn read(&self) -> Released {
+    ///
+    /// # Errors
+    /// When too much of them is on its way out already.
+    pub(super) async fn read(&self) -> Result<Released, Failure> {
         let bundle = self.policy.current();
-        Released {
-            answer: Answer::Policy {
-                serial: bundle.serial(),
-                digest: format!("sha256:{}", bundle.digest()),
-            },
-            body: SecretValue::new(bundle.files().to_json()),
-        }
+        let serial = bundle.serial();
+        let digest = format!("sha256:{}", bundle.digest());
+        let bytes: usize = bundle.files().files.values().map(String::len).sum();
+        let turns = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).saturating_add(1);
+        let turn = Arc::clone(&self.reads).try_acquire_many_owned(turns).map_err(|_| Failure {
+            code: Code::Unavailable,
+            reason: Reason::Limited,
+            hint: Some("others are reading the policy; ask again when they are done".into()),
+        })?;
+        // Up to 16 MiB become one text: not where requests are answered.
+        let json = tokio::task::spawn_blocking(move || bundle.files().to_json());
+        let json = json.await.map_err(|_| Failure::store())?;
+        let body = SecretValue::new(json).holding(turn);
+        Ok(Released { answer: Answer::Policy { serial, digest }, body })
     }
 
     /// Checks, stores, puts in force.
@@ -146,5 +160,37 @@ impl Policies {
         let digest = format!("sha256:{}", bundle.digest());
         self.policy.install(bundle);
         Ok(Released::head(Answer::Policy { serial, digest }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::RedbStore;
+
+    #[tokio::test]
+    async fn what_leaves_at_once_is_bounded_and_the_next_one_waits_for_nobody() {
+        let (dir, domain) = (tempfile::tempdir().unwrap(), TrustDomain::parse("d").unwrap());
+        let store: Arc<dyn Store> =
+            Arc::new(RedbStore::create(&dir.path().join("store.redb")).unwrap());
+        let rows = "p, ops, spiffe://d/doorward/operator/*, policy, *, any, -, -, allow\n";
+        let remarks = "# a remark\n".repeat(1 << 20);
+        let files = [("policy.csv", format!("{rows}{remarks}")), ("posture.toml", String::new())];
+        let files = files.map(|(name, text)| (name.to_owned(), text));
+        let files = BundleFiles { files: files.into() };
+        Policies::create(store.as_ref(), &domain, &files).await.unwrap();
+        let policies = Policies::open(store, domain).await.unwrap();
+        let most = POLICY_READS_KIB / (11 << 10);
+        let mut held = Vec::new();
+        while let Ok(read) = policies.read().await {
+            assert_eq!(read.body.len(), files.to_json().len());
+            held.push(read);
+            assert!(held.len() <= most);
+        }
+        assert_eq!(held.len(), most);
+        let refused = policies.read().await.unwrap_err();
+        assert_eq!((refused.code, refused.reason), (Code::Unavailable, Reason::Limited));
+        drop(held.pop());
+        assert!(policies.read().await.is_ok(), "what has left makes room");
     }
 }
