@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::keys::{KeyError, check_dir};
@@ -129,6 +130,23 @@ impl Home {
         beside: &[(&str, &[u8])],
     ) -> Result<(), CredentialsError> {
         credentials.replace(&self.dir, beside)
+    }
+
+    /// Puts a renewed identity in the place of the one that it renews. Where another one is put in
+    /// meanwhile, or was, that one counts, and nothing is written.
+    ///
+    /// # Errors
+    /// When it can't be written; what was there is there still.
+    pub fn renew(
+        dir: &Path,
+        former: &[CertificateDer<'_>],
+        renewed: &Credentials,
+    ) -> Result<(), CredentialsError> {
+        let Ok(_lock) = lock(dir) else { return Ok(()) };
+        match Credentials::load(dir) {
+            Ok(held) if held.chain == former => renewed.save(dir),
+            _ => Ok(()),
+        }
     }
 
     fn yields(

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
+
 use crate::agent::{
     Agent, AgentError, AgentSettings, DeviceKey, Home, HomeError, KeyError, Newcomer,
 };
@@ -93,6 +95,19 @@ pub async fn login(
     };
     home.keep(&credentials, &[])?;
     Ok(enrolled.spiffe_id)
+}
+
+/// Writes a renewed identity in the place of the one that it renews, unless a login has put another
+/// one there.
+///
+/// # Errors
+/// When it can't be written.
+pub fn keep_renewed(
+    dir: &Path,
+    former: &[CertificateDer<'_>],
+    renewed: &Credentials,
+) -> Result<(), CredentialsError> {
+    Home::renew(dir, former, renewed)
 }
 
 /// Redeems a device's token and writes the agent's whole state to `dir`.

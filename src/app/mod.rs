@@ -37,7 +37,7 @@ pub use config::{BrokerConfig, SealConfig};
 pub use demo::Demo;
 pub use dev::dev;
 pub use doctor::{Finding, Grade, examine, examine_seal};
-pub use enrol::{EnrolError, join, login};
+pub use enrol::{EnrolError, join, keep_renewed, login};
 pub use files::{FileError, replace_private, write_private};
 pub use init::{InitError, Initialised, Wishes, init};
 pub use layout::Layout;

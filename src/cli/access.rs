@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fault::Fault;
+use crate::app;
 use crate::model::{Answer, Ask, Clock, Released, RequestId, SecretValue, SystemClock, limits};
 use crate::wire::{Client, Credentials};
 
@@ -113,11 +114,9 @@ impl Asking {
         if let Answer::Certificate { chain, bundle, .. } = &released.answer
             && let (Some(chain), Some(bundle)) = (certificates(chain), certificates(bundle))
         {
-            // A login may have put another identity there meanwhile; that one counts.
-            let still = Credentials::load(dir).is_ok_and(|it| it.chain == self.credentials.chain);
-            self.credentials.chain = chain;
+            let former = std::mem::replace(&mut self.credentials.chain, chain);
             self.credentials.bundle = bundle;
-            if still && let Err(error) = self.credentials.save(dir) {
+            if let Err(error) = app::keep_renewed(dir, &former, &self.credentials) {
                 eprintln!("the renewed certificate could not be written: {error}");
             }
         }

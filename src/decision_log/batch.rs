@@ -50,10 +50,10 @@ impl Batch {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Tells everyone; wakes one waiter of each thread.
+    /// Tells everyone; wakes one waiter of each thread. The first outcome counts.
     pub(super) fn conclude(&self, outcome: Outcome) {
         let mut fate = self.fate();
-        fate.outcome = Some(outcome);
+        fate.outcome.get_or_insert(outcome);
         let mut threads: Vec<ThreadId> = Vec::new();
         let mut first: Vec<Waker> = Vec::new();
         for slot in &mut fate.waiting {

@@ -78,6 +78,13 @@ impl Load {
     }
 }
 
+/// A writer that falls leaves nobody waiting.
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.batch.conclude(Err(RecordError::Broken));
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
@@ -396,6 +403,22 @@ mod tests {
             };
             assert!(taken(&queue, Duration::from_micros(100), hand_over) < LONG / 2);
         }
+    }
+
+    #[test]
+    fn a_writer_that_falls_leaves_nobody_waiting() {
+        let queue = Arc::new(Queue::new(4096));
+        let (count, waker) = counter();
+        let mut wait = queue.submit(b"x", None, Rank::Ordinary).unwrap();
+        assert!(poll(&mut wait, &waker).is_pending());
+        let fell = std::panic::catch_unwind(|| {
+            let mut load = queue.spare();
+            queue.take(&mut load, Duration::ZERO, Duration::ZERO);
+            panic!("in the middle of a batch");
+        });
+        assert!(fell.is_err());
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert_eq!(poll(&mut wait, &waker), Poll::Ready(Err(RecordError::Broken)));
     }
 
     #[test]
