@@ -183,7 +183,7 @@ pub fn replace_all(directory: &Path, files: &[(&str, &[u8])]) -> Result<(), Dire
     settle(directory)
 }
 
-/// Finishes a [`replace_all`] that was decided and cut off. Several may do so at once.
+/// Finishes a `replace_all` that was decided and cut off. Several may do so at once.
 ///
 /// # Errors
 /// When the files can't be put in their places.
