@@ -13,6 +13,7 @@ pub mod facts;
 mod home;
 mod http;
 mod keys;
+mod local;
 mod node;
 mod report;
 mod run;

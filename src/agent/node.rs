@@ -10,8 +10,9 @@ use tokio::sync::watch;
 
 use super::exe::ExeDigests;
 use super::home::{Home, HomeError, Newcomer, lock};
-use super::http::{LocalServer, SocketError, Upstream};
+use super::http::{LocalServer, Upstream};
 use super::keys::{DeviceKey, KeyError, check_dir};
+use super::local::SocketError;
 use super::settings::{AgentSettings, FILE, SettingsError};
 use super::shared::{AgentHandle, Shared};
 use super::uplink::{Uplink, UplinkError, enrol};

@@ -138,6 +138,10 @@ pub const INCOMING_BUFFER_TOTAL: u64 = 8 * 1024 * 1024;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The agent keeps its connection alive with one packet per this.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Connections to the agent's local HTTP at once: each costs a task and two descriptors.
+pub const LOCAL_CONNECTIONS: usize = 256;
+/// … and of one user: nobody keeps everybody else out.
+pub const LOCAL_CONNECTIONS_PER_UID: usize = 64;
 /// After SIGTERM, running requests have this long.
 pub const DRAIN: Duration = Duration::from_secs(10);
 

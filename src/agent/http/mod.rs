@@ -4,14 +4,12 @@
 //! but the one of its own identities that the process wants to use. A required header keeps forged
 //! requests out that a browser or a confused fetcher might be led to send.
 
+mod accept;
 mod batch;
 mod call;
-mod listener;
 mod problem;
 mod server;
-mod stream;
 mod upstream;
 
-pub use listener::SocketError;
 pub(in crate::agent) use server::LocalServer;
 pub(in crate::agent) use upstream::Upstream;

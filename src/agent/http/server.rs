@@ -16,13 +16,13 @@ use tokio::sync::watch;
 
 use super::super::attest::Attested;
 use super::super::exe::ExeDigests;
+use super::super::local::{Bounds, LocalListener, SocketError, Visitor};
+use super::accept::{Accepting, Caller};
 use super::batch::{self, Item};
 use super::call::{Call, parse, tag};
-use super::listener::{LocalListener, SocketError};
 use super::problem::{Problem, REQUEST_ID};
-use super::stream::Visitor;
 use super::upstream::Upstream;
-use crate::model::limits::DRAIN;
+use crate::model::limits::{DRAIN, LOCAL_CONNECTIONS, LOCAL_CONNECTIONS_PER_UID};
 use crate::model::{
     Answer, Ask, Code, Entry, Released, RequestId, SecretName, SecretValue, SpiffeId,
 };
@@ -46,7 +46,8 @@ impl LocalServer {
     /// # Errors
     /// When its place is not safe, or not free.
     pub(in crate::agent) fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
-        LocalListener::bind(path, mode).map(|listener| Self { listener })
+        let bounds = Bounds { all: LOCAL_CONNECTIONS, per_uid: LOCAL_CONNECTIONS_PER_UID };
+        LocalListener::bind(path, mode, bounds).map(|listener| Self { listener })
     }
 
     /// Serves until shutdown; running requests then have [`DRAIN`].
@@ -58,12 +59,13 @@ impl LocalServer {
     ) -> io::Result<()> {
         let local = Arc::new(Local { upstream, digests });
         let app = Router::new().fallback(respond).with_state(local);
-        let app = app.into_make_service_with_connect_info::<Visitor>();
+        let app = app.into_make_service_with_connect_info::<Caller>();
         let stopped = |mut shutdown: watch::Receiver<bool>| async move {
             let _ = shutdown.wait_for(|stop| *stop).await; // a sender that is gone means stop too
         };
         let late = stopped(shutdown.clone());
-        let serving = axum::serve(self.listener, app).with_graceful_shutdown(stopped(shutdown));
+        let serving =
+            axum::serve(Accepting(self.listener), app).with_graceful_shutdown(stopped(shutdown));
         tokio::select! {
             ended = serving.into_future() => ended,
             () = async { late.await; tokio::time::sleep(DRAIN).await } => Ok(()),
@@ -73,7 +75,7 @@ impl LocalServer {
 
 async fn respond(
     State(local): State<Arc<Local>>,
-    ConnectInfo(visitor): ConnectInfo<Visitor>,
+    ConnectInfo(Caller(visitor)): ConnectInfo<Caller>,
     request: Request,
 ) -> Response {
     local.answer(&visitor, request).await.unwrap_or_else(|problem| problem.response())

@@ -12,8 +12,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
@@ -22,7 +20,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::super::attest::{AttestError, Attested, PeerProcess};
 use super::super::exe::ExeDigests;
-use super::listener::{LocalListener, Place};
+use super::listener::Place;
 
 /// A batch of 128 names of 512 bytes with its headers, twice over.
 const READ_MAX: usize = 192 * 1024;
@@ -169,7 +167,7 @@ impl Visitor {
 
     /// Attests the process: in full the first time, and on each later request that it is still the
     /// same. What failed once fails for good on this connection.
-    pub(super) async fn attested(
+    pub(in crate::agent) async fn attested(
         &self,
         digests: &Arc<ExeDigests>,
     ) -> Result<Arc<Attested>, AttestError> {
@@ -195,11 +193,5 @@ impl Visitor {
 impl std::fmt::Debug for Visitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Visitor")
-    }
-}
-
-impl Connected<IncomingStream<'_, LocalListener>> for Visitor {
-    fn connect_info(stream: IncomingStream<'_, LocalListener>) -> Self {
-        stream.remote_addr().clone()
     }
 }

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::serve::Listener;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,10 +20,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::super::attest::PeerProcess;
 use super::stream::{LocalStream, Visitor};
 
-/// Connections in all: each costs a task, two descriptors and some buffers.
-const CONNECTIONS_MAX: usize = 256;
-/// Connections of one user.
-const CONNECTIONS_PER_UID: usize = 64;
+/// How many connections a socket takes.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::agent) struct Bounds {
+    /// In all: each costs a task, two descriptors and some buffers.
+    pub(in crate::agent) all: usize,
+    /// Of one user.
+    pub(in crate::agent) per_uid: usize,
+}
+
 /// Pause when the kernel gives no descriptor: they come back as connections end.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -73,11 +77,12 @@ pub(in crate::agent) struct LocalListener {
     listener: UnixListener,
     free: Arc<Semaphore>,
     by_uid: Arc<Mutex<HashMap<u32, usize>>>,
+    per_uid: usize,
     _path: OwnPath,
 }
 
 /// One connection's share of the bounds, given back on drop.
-pub(super) struct Place {
+pub(in crate::agent) struct Place {
     _permit: OwnedSemaphorePermit,
     uid: u32,
     by_uid: Arc<Mutex<HashMap<u32, usize>>>,
@@ -100,7 +105,11 @@ impl LocalListener {
     ///
     /// # Errors
     /// When the place is not safe, or not free.
-    pub(super) fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
+    pub(in crate::agent) fn bind(
+        path: &Path,
+        mode: u32,
+        bounds: Bounds,
+    ) -> Result<Self, SocketError> {
         let io = |what| move |source| SocketError::Io { what, path: path.into(), source };
         check_place(path)?;
         clear_stale(path)?;
@@ -116,14 +125,14 @@ impl LocalListener {
         setsockopt(&listener, sockopt::PassCred, &true)
             .map_err(|errno| io("ask for senders at")(errno.into()))?;
         let listener = UnixListener::from_std(listener).map_err(io("listen at"))?;
-        let (free, by_uid) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Arc::default());
-        Ok(Self { listener, free, by_uid, _path: own })
+        let (free, by_uid) = (Arc::new(Semaphore::new(bounds.all)), Arc::default());
+        Ok(Self { listener, free, by_uid, per_uid: bounds.per_uid, _path: own })
     }
 
     fn place(&self, uid: u32, permit: OwnedSemaphorePermit) -> Option<Place> {
         let mut by_uid = self.by_uid.lock().unwrap_or_else(|broken| broken.into_inner());
         let count = by_uid.entry(uid).or_default();
-        if *count >= CONNECTIONS_PER_UID {
+        if *count >= self.per_uid {
             return None;
         }
         *count += 1;
@@ -151,13 +160,9 @@ impl LocalListener {
         };
         Some((LocalStream::new(stream, pid, uid, place), Visitor::new(process)))
     }
-}
 
-impl Listener for LocalListener {
-    type Io = LocalStream;
-    type Addr = Visitor;
-
-    async fn accept(&mut self) -> (LocalStream, Visitor) {
+    /// The next connection that has its share, pinned to the process that made it.
+    pub(in crate::agent) async fn admitted(&mut self) -> (LocalStream, Visitor) {
         loop {
             let Ok(permit) = self.free.clone().acquire_owned().await else {
                 std::future::pending::<()>().await; // closed semaphores accept nobody
@@ -175,10 +180,6 @@ impl Listener for LocalListener {
                 }
             }
         }
-    }
-
-    fn local_addr(&self) -> io::Result<Visitor> {
-        Err(io::ErrorKind::Unsupported.into()) // whoever is at the other end is told by `accept`
     }
 }
 
@@ -226,34 +227,40 @@ fn clear_stale(path: &Path) -> Result<(), SocketError> {
 mod tests {
     use super::*;
 
+    const BOUNDS: Bounds = Bounds { all: 256, per_uid: 64 };
+
+    fn bind(path: &Path, mode: u32) -> Result<LocalListener, SocketError> {
+        LocalListener::bind(path, mode, BOUNDS)
+    }
+
     #[tokio::test]
     async fn only_an_own_stale_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.sock");
-        let first = LocalListener::bind(&path, 0o666).unwrap();
-        assert!(matches!(LocalListener::bind(&path, 0o666), Err(SocketError::Served(_))));
+        let first = bind(&path, 0o666).unwrap();
+        assert!(matches!(bind(&path, 0o666), Err(SocketError::Served(_))));
         drop(first);
         assert!(!path.exists(), "nothing is left behind");
 
         drop(StdListener::bind(&path).unwrap()); // what a killed agent leaves
         assert!(path.exists());
-        let _again = LocalListener::bind(&path, 0o666).unwrap();
+        let _again = bind(&path, 0o666).unwrap();
 
         let file = dir.path().join("file");
         std::fs::write(&file, "precious").unwrap();
-        assert!(matches!(LocalListener::bind(&file, 0o666), Err(SocketError::Foreign(_))));
+        assert!(matches!(bind(&file, 0o666), Err(SocketError::Foreign(_))));
         assert_eq!(std::fs::read(&file).unwrap(), b"precious");
 
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
-        assert!(matches!(LocalListener::bind(&link, 0o666), Err(SocketError::Foreign(_))));
+        assert!(matches!(bind(&link, 0o666), Err(SocketError::Foreign(_))));
     }
 
     #[tokio::test]
     async fn modes_are_right_and_loose_directories_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run").join("agent.sock");
-        let _listener = LocalListener::bind(&path, 0o660).unwrap();
+        let _listener = bind(&path, 0o660).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
         assert_eq!(mode(&path), 0o660);
         assert_eq!(mode(path.parent().unwrap()), 0o755);
@@ -261,7 +268,7 @@ mod tests {
         let loose = dir.path().join("loose");
         std::fs::create_dir(&loose).unwrap();
         std::fs::set_permissions(&loose, Permissions::from_mode(0o777)).unwrap();
-        let refused = LocalListener::bind(&loose.join("agent.sock"), 0o666);
+        let refused = bind(&loose.join("agent.sock"), 0o666);
         assert!(matches!(refused, Err(SocketError::Loose(_))));
     }
 
@@ -269,7 +276,7 @@ mod tests {
     async fn a_socket_that_was_replaced_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.sock");
-        let first = LocalListener::bind(&path, 0o666).unwrap();
+        let first = bind(&path, 0o666).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _other = StdListener::bind(&path).unwrap();
         drop(first);
@@ -280,23 +287,23 @@ mod tests {
     async fn one_user_gets_no_more_than_a_share() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.sock");
-        let mut listener = LocalListener::bind(&path, 0o666).unwrap();
+        let mut listener = bind(&path, 0o666).unwrap();
         let mut kept = Vec::new();
-        for _ in 0..CONNECTIONS_PER_UID {
+        for _ in 0..BOUNDS.per_uid {
             let client = UnixStream::connect(&path).await.unwrap();
-            kept.push((client, listener.accept().await));
+            kept.push((client, listener.admitted().await));
         }
         let mut over = UnixStream::connect(&path).await.unwrap();
         let ended = tokio::io::AsyncReadExt::read_u8(&mut over);
         let ended = tokio::select! {
             ended = ended => ended,
-            _ = listener.accept() => panic!("one too many"),
+            _ = listener.admitted() => panic!("one too many"),
         };
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
 
         kept.pop();
         let _client = UnixStream::connect(&path).await.unwrap();
-        kept.push((over, listener.accept().await)); // room again
-        assert_eq!(kept.len(), CONNECTIONS_PER_UID);
+        kept.push((over, listener.admitted().await)); // room again
+        assert_eq!(kept.len(), BOUNDS.per_uid);
     }
 }
