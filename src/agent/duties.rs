@@ -4,6 +4,9 @@
 //! agent never guesses which one a process means. The broker judges the choice again when it
 //! issues.
 
+use std::collections::HashSet;
+
+use crate::model::limits::IDENTITIES_MAX;
 use crate::model::{Entry, EntryId, SpiffeId, WorkloadFacts};
 
 /// The entries for this device, as the broker last told.
@@ -71,6 +74,18 @@ impl Duties {
             choices.dedup();
             Unmatched::Several { choices }
         })
+    }
+
+    /// Every identity that a process may have, one entry for each: the default ones first, and
+    /// then in the order in which the entries were made. At most [`IDENTITIES_MAX`].
+    pub fn fitting(&self, facts: &WorkloadFacts) -> Vec<&Entry> {
+        let mut fitting: Vec<&Entry> =
+            self.sound().filter(|entry| entry.missing(facts).is_empty()).collect();
+        fitting.sort_by_key(|entry| (!entry.draft.default, entry.id));
+        let mut seen = HashSet::new();
+        fitting.retain(|entry| seen.insert(&entry.draft.spiffe_id));
+        fitting.truncate(IDENTITIES_MAX);
+        fitting
     }
 
     /// Entries that keep every rule; one that does not (an executable's hash alone, a path of
@@ -177,6 +192,28 @@ mod tests {
         all.push(entry(4, "/d", true, uid()));
         let several = Unmatched::Several { choices: vec![id("/c"), id("/d")] };
         assert_eq!(duties(all).choose(&facts(), None), Err(several));
+    }
+
+    #[test]
+    fn all_that_fit_are_given_once_each_the_default_first() {
+        let uid = || vec![Selector::Uid(1000)];
+        let all = vec![
+            entry(3, "/b", false, uid()),
+            entry(4, "/c", true, uid()),
+            entry(1, "/a", false, uid()),
+            entry(2, "/a", false, uid()),
+            entry(5, "/a", true, vec![Selector::Uid(7)]),
+            entry(6, "/doorward/broker", true, uid()),
+        ];
+        let duties = duties(all);
+        let found = duties.fitting(&facts());
+        let paths: Vec<_> = found.iter().map(|entry| entry.draft.spiffe_id.path()).collect();
+        assert_eq!(paths, ["/c", "/a", "/b"]);
+        let ids: Vec<_> = found.iter().map(|entry| entry.id.0.as_u128()).collect();
+        assert_eq!(ids, [4, 1, 3]);
+        let many = |n: u128| entry(n, &format!("/{n}"), false, uid());
+        let many = super::Duties { entries: (0..100).map(many).collect(), revision: 1 };
+        assert_eq!(many.fitting(&facts()).len(), IDENTITIES_MAX);
     }
 
     #[test]

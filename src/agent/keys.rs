@@ -232,7 +232,8 @@ impl fmt::Debug for DeviceKey {
     }
 }
 
-/// A key for one workload's SVID that the agent holds. It exists in memory only.
+/// A key for one workload's SVID, held by the agent or made for the workload. It exists in memory
+/// only.
 pub struct WorkloadKey(Pair);
 
 impl WorkloadKey {
@@ -252,6 +253,12 @@ impl WorkloadKey {
     /// The private key, for the agent's own TLS end.
     pub fn private(&self) -> PrivateKeyDer<'static> {
         self.0.private()
+    }
+
+    /// The private key for the workload itself, as PKCS#8 (DER); the agent keeps none of it. Wiping
+    /// it is the taker's task.
+    pub(super) fn into_pkcs8(mut self) -> Vec<u8> {
+        std::mem::take(&mut *self.0.pkcs8)
     }
 }
 

@@ -12,6 +12,7 @@ mod exe;
 pub mod facts;
 mod home;
 mod http;
+mod issued;
 mod keys;
 mod local;
 mod node;
@@ -20,6 +21,7 @@ mod run;
 mod settings;
 mod shared;
 mod uplink;
+mod workload_api;
 mod workloads;
 
 pub use attest::{AttestError, Attested, PeerProcess, attest, kernel_pins};
@@ -31,7 +33,7 @@ pub use home::{Home, HomeError, Newcomer};
 pub use keys::{DeviceKey, KeyError, WorkloadKey};
 pub use node::{Agent, AgentError, AgentTask};
 pub use run::{RunError, exec, fetch, identity};
-pub use settings::{AgentSettings, SettingsError};
+pub use settings::{AgentSettings, SettingsError, workload_socket_beside};
 pub use shared::{AgentHandle, AgentStatus};
 
 /// Attests a process of this machine by its number.

@@ -16,6 +16,7 @@ use super::local::SocketError;
 use super::settings::{AgentSettings, FILE, SettingsError};
 use super::shared::{AgentHandle, Shared};
 use super::uplink::{Uplink, UplinkError, enrol};
+use super::workload_api::{Ground, WorkloadServer};
 use super::workloads::Workloads;
 use crate::model::{Clock, Digest, SecretValue, TrustDomain};
 use crate::wire::{ClientError, CredentialsError, settle};
@@ -71,6 +72,7 @@ pub struct Agent {
     clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
     server: LocalServer,
+    workload_server: Option<WorkloadServer>,
     shutdown: watch::Receiver<bool>,
     lock: File,
 }
@@ -129,8 +131,12 @@ impl Agent {
         let settings = AgentSettings::load(dir)?;
         let device = Arc::new(DeviceKey::open(dir)?);
         let server = LocalServer::bind(&settings.socket, settings.socket_mode)?;
+        let workload_server = settings.workload_socket();
+        let workload_server = workload_server
+            .map(|path| WorkloadServer::bind(&path, settings.socket_mode))
+            .transpose()?;
         let shared = Shared::new(device.id());
-        Ok(Self { settings, device, clock, shared, server, shutdown, lock })
+        Ok(Self { settings, device, clock, shared, server, workload_server, shutdown, lock })
     }
 
     /// A look at the agent that outlives it.
@@ -145,14 +151,22 @@ impl Agent {
 
     /// The tasks, each to be run to its end by the supervisor; the end of one should end all.
     pub fn tasks(self) -> Vec<AgentTask> {
-        let Self { settings, device, clock, shared, server, shutdown, lock } = self;
+        let Self { settings, device, clock, shared, server, workload_server, shutdown, lock } =
+            self;
         let (domain, broker) = (settings.domain.clone(), settings.broker.clone());
-        let workloads = Workloads::new(shared.clone(), clock.clone(), domain, broker);
+        let workloads = Workloads::new(shared.clone(), clock.clone(), domain.clone(), broker);
         let digests = Arc::new(ExeDigests::default());
+        let ground = Ground {
+            workloads: workloads.clone(),
+            digests: digests.clone(),
+            clock: clock.clone(),
+            domain,
+            stop: shutdown.clone(),
+        };
         let uplink = Uplink { settings, device, clock, shared, shutdown: shutdown.clone() };
         let serving = server.serve(Upstream::Broker(workloads.clone()), digests, shutdown.clone());
         let sweeping = sweep(workloads, shutdown);
-        vec![
+        let mut tasks: Vec<AgentTask> = vec![
             ("agent-local", Box::pin(async move { serving.await.map_err(AgentError::Serve) })),
             (
                 "agent-sweep",
@@ -169,7 +183,13 @@ impl Agent {
                     Ok(())
                 }),
             ),
-        ]
+        ];
+        if let Some(server) = workload_server {
+            let serving = server.serve(ground);
+            let serving = async move { serving.await.map_err(AgentError::Serve) };
+            tasks.push(("agent-workload-api", Box::pin(serving)));
+        }
+        tasks
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) const FILE: &str = "agent.toml";
 const FILE_MAX: u64 = 64 * 1024;
 /// A host name with its port, in bytes (RFC 1035 and five digits).
 const PLACE_MAX: usize = 262;
+/// The word for a Workload API that is not served.
+const OFF: &str = "off";
 /// The longest path of a Unix socket on Linux.
 const SOCKET_MAX: usize = 107;
 
@@ -61,7 +63,10 @@ pub struct AgentSettings {
     pub dir: PathBuf,
     /// The local socket.
     pub socket: PathBuf,
-    /// Permission bits of the socket; who asks is told by the kernel, so all may knock by default.
+    /// The SPIFFE Workload API's socket, or `off`. Without it, it stands beside the local socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_api: Option<PathBuf>,
+    /// Permission bits of both sockets; who asks is told by the kernel, so all may knock by default.
     #[serde(default = "everybody")]
     pub socket_mode: u32,
     /// The enrolment port, `host:port`.
@@ -91,7 +96,17 @@ impl AgentSettings {
         root: Digest,
         name: String,
     ) -> Self {
-        Self { dir, socket, socket_mode: everybody(), enrolment, broker, domain, root, name }
+        let (workload_api, socket_mode) = (None, everybody());
+        Self { dir, socket, workload_api, socket_mode, enrolment, broker, domain, root, name }
+    }
+
+    /// Where the SPIFFE Workload API is served, if it is.
+    pub fn workload_socket(&self) -> Option<PathBuf> {
+        match &self.workload_api {
+            None => Some(workload_socket_beside(&self.socket)),
+            Some(word) if word.as_os_str() == OFF => None,
+            Some(path) => Some(path.clone()),
+        }
     }
 
     /// Reads the file in `dir`.
@@ -141,6 +156,16 @@ impl AgentSettings {
         if !self.socket.is_absolute() || self.socket.as_os_str().len() > SOCKET_MAX {
             return fault("socket", "is not an absolute path of at most 107 bytes");
         }
+        let workload = self.workload_socket();
+        if workload.as_ref().is_some_and(|path| {
+            !path.is_absolute() || path.as_os_str().len() > SOCKET_MAX || *path == self.socket
+        }) {
+            return fault(
+                "workload_api",
+                "is not `off` or an absolute path of at most 107 bytes (without it, that of \
+                 `socket` with `-spiffe` in it), or is `socket` itself",
+            );
+        }
         if self.socket_mode & !0o666 != 0 || self.socket_mode & 0o600 != 0o600 {
             return fault("socket_mode", "is not between 0600 and 0666 (decimal 384 and 438)");
         }
@@ -156,6 +181,18 @@ impl AgentSettings {
         }
         Ok(())
     }
+}
+
+/// Where the SPIFFE Workload API is served beside a local socket unless it is said otherwise:
+/// `/run/doorward/agent.sock` has `/run/doorward/agent-spiffe.sock` beside it.
+pub fn workload_socket_beside(socket: &Path) -> PathBuf {
+    let mut name = socket.file_stem().unwrap_or_default().to_owned();
+    name.push("-spiffe");
+    if let Some(ending) = socket.extension() {
+        name.push(".");
+        name.push(ending);
+    }
+    socket.with_file_name(name)
 }
 
 fn is_place(text: &str) -> bool {
@@ -188,11 +225,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         settings(dir.path()).save().unwrap(); // the positive control
         type Change = fn(&mut AgentSettings);
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 10] = [
             ("socket", |s| s.socket = "relative.sock".into()),
             ("socket", |s| s.socket = format!("/{}", "a".repeat(107)).into()),
             ("socket_mode", |s| s.socket_mode = 0o777),
             ("socket_mode", |s| s.socket_mode = 0o066),
+            ("workload_api", |s| s.workload_api = Some("spiffe.sock".into())),
+            ("workload_api", |s| s.workload_api = Some(s.socket.clone())),
+            ("workload_api", |s| s.socket = format!("/{}", "a".repeat(106)).into()),
             ("enrolment", |s| s.enrolment = "broker".into()),
             ("broker", |s| s.broker = "https://broker:1".into()),
             ("name", |s| s.name = "a b".into()),
@@ -206,6 +246,20 @@ mod tests {
             }
         }
         assert_eq!(AgentSettings::load(dir.path()).unwrap(), settings(dir.path()));
+    }
+
+    #[test]
+    fn the_workload_api_stands_beside_the_socket_or_elsewhere_or_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(dir.path());
+        assert_eq!(settings.workload_socket(), Some(dir.path().join("agent-spiffe.sock")));
+        for (word, place) in [("/run/x/spiffe.sock", Some("/run/x/spiffe.sock")), ("off", None)] {
+            settings.workload_api = Some(word.into());
+            settings.save().unwrap();
+            let read = AgentSettings::load(dir.path()).unwrap();
+            assert_eq!(read.workload_socket(), place.map(PathBuf::from));
+        }
+        assert_eq!(workload_socket_beside(Path::new("/run/a")), Path::new("/run/a-spiffe"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 
@@ -38,6 +39,8 @@ impl AgentStatus {
 /// The tasks' common ground. Everything in it is bounded: one value each.
 pub(super) struct Shared {
     client: watch::Sender<Option<Client>>,
+    /// The roots of the trust domain; none until the broker was reached.
+    bundle: watch::Sender<Arc<[CertificateDer<'static>]>>,
     duties: watch::Sender<Arc<Duties>>,
     status: watch::Sender<AgentStatus>,
     wish: Notify,
@@ -56,6 +59,7 @@ impl Shared {
         };
         Arc::new(Self {
             client: watch::channel(None).0,
+            bundle: watch::channel(Vec::new().into()).0,
             duties: watch::channel(Arc::default()).0,
             status: watch::channel(status).0,
             wish: Notify::new(),
@@ -68,7 +72,19 @@ impl Shared {
     }
 
     /// A new connection stands.
-    pub(super) fn connected(&self, client: Client, spiffe_id: SpiffeId) {
+    pub(super) fn connected(
+        &self,
+        client: Client,
+        spiffe_id: SpiffeId,
+        bundle: &[CertificateDer<'static>],
+    ) {
+        self.bundle.send_if_modified(|held| {
+            let changed = **held != *bundle;
+            if changed {
+                *held = bundle.into();
+            }
+            changed
+        });
         self.client.send_replace(Some(client));
         self.status.send_modify(|status| {
             status.connected = true;
@@ -112,6 +128,21 @@ impl Shared {
     /// The entries as last told.
     pub(super) fn duties(&self) -> Arc<Duties> {
         self.duties.borrow().clone()
+    }
+
+    /// The entries, and each time that they are told again.
+    pub(super) fn duties_told(&self) -> watch::Receiver<Arc<Duties>> {
+        self.duties.subscribe()
+    }
+
+    /// The roots of the trust domain, and each time that they change.
+    pub(super) fn bundle(&self) -> watch::Receiver<Arc<[CertificateDer<'static>]>> {
+        self.bundle.subscribe()
+    }
+
+    /// Asks for the entries anew, without waiting for them.
+    pub(super) fn wish(&self) {
+        self.wish.notify_one();
     }
 
     /// Asks for the entries anew, and resolves when they have come.

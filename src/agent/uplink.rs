@@ -138,7 +138,8 @@ impl Uplink {
             };
             (failures, refused) = (0, false);
             // The one before, if any, closes when the last request on it has let it go.
-            self.shared.connected(client.clone(), current.spiffe_id.clone());
+            let roots = &current.credentials.bundle;
+            self.shared.connected(client.clone(), current.spiffe_id.clone(), roots);
             match self.attend(&client, &current).await {
                 Ended::Shutdown => return,
                 Ended::Renewed(credentials) => {

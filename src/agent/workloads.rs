@@ -9,19 +9,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
 
 use super::attest::Attested;
-use super::duties::Unmatched;
+use super::duties::{Duties, Unmatched};
+use super::issued::{Issued, NO_CONNECTION, NO_UPLINK, WorkloadError, issued};
 use super::keys::WorkloadKey;
 use super::shared::Shared;
-use super::uplink::{certificates, half_way};
+use super::uplink::half_way;
 use crate::model::{
-    Answer, Ask, Clock, Digest, Entry, EntryId, Reason, Refusal, Released, RequestId, SecretValue,
+    Ask, Clock, Digest, Entry, EntryId, Reason, Refusal, Released, RequestId, SecretValue,
     SpiffeId, TrustDomain, WorkloadFacts,
 };
 use crate::wire::{Client, ClientError, Credentials};
@@ -38,26 +37,6 @@ const DUTIES_MAX: Duration = Duration::from_secs(3);
 const SWEEP: Duration = Duration::from_secs(1);
 /// A workload's connection that nobody asks on is closed after this; its identity is kept.
 const IDLE: Duration = Duration::from_secs(5 * 60);
-
-/// Why a workload gets no answer.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum WorkloadError {
-    /// It has no identity here, or several.
-    #[error("no single identity for this process")]
-    Unmatched(Unmatched),
-    /// The broker judged and refused.
-    #[error("{0}")]
-    Refused(Refusal),
-    /// Try again later.
-    #[error("{0}")]
-    Unavailable(&'static str),
-    /// Our fault, or the broker's.
-    #[error("{0}")]
-    Internal(&'static str),
-}
-
-const NO_UPLINK: WorkloadError = WorkloadError::Unavailable("the agent is not connected");
-const NO_CONNECTION: WorkloadError = WorkloadError::Unavailable("the broker can't be reached");
 
 /// Which process instance, which program in it, by which entry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -162,6 +141,43 @@ impl Workloads {
         })
     }
 
+    /// Every identity of an attested process, the default one first. If it has none, the broker is
+    /// asked for fresh entries once.
+    pub(super) async fn fitting(&self, facts: &WorkloadFacts) -> Result<Vec<Entry>, WorkloadError> {
+        let fitting = self.fitting_now(facts);
+        if !fitting.is_empty() {
+            return Ok(fitting);
+        }
+        // Waits for fresh ones, and tells the operator what was missing. That several fit by then is
+        // no fault here.
+        match self.identify(facts, None).await {
+            Ok(_) | Err(WorkloadError::Unmatched(Unmatched::Several { .. })) => {
+                Ok(self.fitting_now(facts))
+            }
+            Err(why) => Err(why),
+        }
+    }
+
+    /// The same by the entries as last told.
+    pub(super) fn fitting_now(&self, facts: &WorkloadFacts) -> Vec<Entry> {
+        self.shared.duties().fitting(facts).into_iter().cloned().collect()
+    }
+
+    /// The entries, and each time that they are told again.
+    pub(super) fn told(&self) -> watch::Receiver<Arc<Duties>> {
+        self.shared.duties_told()
+    }
+
+    /// The roots of the trust domain, and each time that they change.
+    pub(super) fn bundle(&self) -> watch::Receiver<Arc<[CertificateDer<'static>]>> {
+        self.shared.bundle()
+    }
+
+    /// Asks for fresh entries, without waiting for them.
+    pub(super) fn wish(&self) {
+        self.shared.wish();
+    }
+
     /// Asks with the workload's own identity, on its own connection.
     pub(super) async fn ask(
         &self,
@@ -239,36 +255,25 @@ impl Workloads {
         entry: &Entry,
         now: OffsetDateTime,
     ) -> Result<Live, WorkloadError> {
-        let agent = self.shared.client().ok_or(NO_UPLINK)?;
         let key =
             WorkloadKey::generate().map_err(|_| WorkloadError::Internal("no key could be made"))?;
-        let ask = Ask::Issue {
-            entry: entry.id,
-            spiffe_id: entry.draft.spiffe_id.clone(),
-            public_key: STANDARD.encode(key.spki()),
-            workload: facts.clone(),
-            agent_held: true,
-        };
-        let answered = agent.ask(ask, SecretValue::empty()).await;
-        let (_, released) = answered.map_err(|why| match why {
-            ClientError::Refused(refusal) => WorkloadError::Refused(refusal),
-            _ => NO_CONNECTION,
-        })?;
-        let odd = WorkloadError::Internal("the broker issued something else");
-        let Answer::Certificate { spiffe_id, chain, bundle, until } = released.answer else {
-            return Err(odd);
-        };
-        let until = OffsetDateTime::parse(&until, &Rfc3339);
-        let (Some(chain), Some(bundle), Ok(until)) =
-            (certificates(&chain), certificates(&bundle), until)
-        else {
-            return Err(odd);
-        };
-        if spiffe_id != entry.draft.spiffe_id || until <= now {
-            return Err(odd);
-        }
+        let Issued { chain, bundle, until } =
+            issued(&self.shared, facts, entry, key.spki(), true, now).await?;
         let renew_at = half_way(now, until);
         Ok(Live { key, chain, bundle, until, renew_at, client: None })
+    }
+
+    /// An SVID over a key that goes to the workload; who opened it is told in the certificate.
+    pub(super) async fn issue_for(
+        &self,
+        facts: &WorkloadFacts,
+        entry: &Entry,
+        spki: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<Issued, WorkloadError> {
+        let late = WorkloadError::Unavailable("the broker gave no answer in time");
+        let issuing = issued(&self.shared, facts, entry, spki, false, now);
+        tokio::time::timeout(ASK_MAX, issuing).await.unwrap_or(Err(late))
     }
 
     async fn connect(&self, held: &Live) -> Result<Client, WorkloadError> {

@@ -42,6 +42,7 @@ pub async fn dev(
 /// What to type.
 fn welcome(stage: &Stage, policies: &Path, told: &dyn Fn(&str, &Value)) {
     let (operator, socket) = (stage.operator_dir(), stage.socket());
+    let spiffe = stage.workload_socket();
     let uid = nix::unistd::getuid();
     told(
         &format!(
@@ -54,13 +55,17 @@ fn welcome(stage: &Stage, policies: &Path, told: &dyn Fn(&str, &Value)) {
              as a workload (another terminal):\n  export DOORWARD_SOCKET={sock}\n  \
              doorward get shop/db/password --show\n  \
              curl --unix-socket {sock} -H 'Doorward-Request: true' http://localhost/v1/secrets/shop/db/password\n\n\
+             as a program with a SPIFFE library:\n  \
+             export SPIFFE_ENDPOINT_SOCKET=unix://{spiffe}\n\n\
              Ctrl-C ends it.",
             op = operator.display(),
             pol = policies.display(),
             sock = socket.display(),
+            spiffe = spiffe.display(),
         ),
         &json!({
             "trust_domain": DOMAIN, "identity": operator, "policies": policies, "socket": socket,
+            "spiffe_endpoint_socket": format!("unix://{}", spiffe.display()),
         }),
     );
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::child::{Ran, end, finish, free_tcp, free_udp, said};
 use super::files::private_dir;
+use crate::agent::workload_socket_beside;
 
 /// The trust domain of everything that runs on loopback.
 pub const DOMAIN: &str = "dev.doorward";
@@ -100,6 +101,11 @@ impl Stage {
     /// The agent's socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("agent.sock")
+    }
+
+    /// The socket of the agent's SPIFFE Workload API.
+    pub fn workload_socket(&self) -> PathBuf {
+        workload_socket_beside(&self.socket())
     }
 
     /// Keeps the directory when the stage ends.

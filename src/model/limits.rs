@@ -142,6 +142,27 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub const LOCAL_CONNECTIONS: usize = 256;
 /// … and of one user: nobody keeps everybody else out.
 pub const LOCAL_CONNECTIONS_PER_UID: usize = 64;
+/// Connections to the SPIFFE Workload API at once: each workload holds one for its whole life.
+pub const WORKLOAD_CONNECTIONS: usize = 1024;
+/// … and of one user.
+pub const WORKLOAD_CONNECTIONS_PER_UID: usize = 256;
+/// Streams in flight on one connection to the Workload API: a library has two or three.
+pub const WORKLOAD_STREAMS: u32 = 16;
+/// Headers of one call to the Workload API, in bytes: honest ones have three hundred.
+pub const WORKLOAD_HEADERS: u32 = 16 * 1024;
+/// The request of one call to the Workload API, in bytes: the X.509 ones are empty.
+pub const WORKLOAD_REQUEST: usize = 4 * 1024;
+/// Receive windows of the Workload API, in bytes, for a stream and for a connection.
+pub const WORKLOAD_WINDOW: u32 = 64 * 1024;
+/// Calls to the Workload API that one user may make at once …
+pub const WORKLOAD_CALLS_BURST: u32 = 256;
+/// … and a second after that: each may cost the broker a signature in the agent's own name.
+pub const WORKLOAD_CALLS_RATE: u32 = 32;
+/// A connection to the Workload API is asked for a sign of life this often, and must give it within
+/// the same time.
+pub const WORKLOAD_KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Identities that one process is given at once: more are a mistake, and each costs a signature.
+pub const IDENTITIES_MAX: usize = 32;
 /// After SIGTERM, running requests have this long.
 pub const DRAIN: Duration = Duration::from_secs(10);
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::super::attest::AttestError;
 use super::super::duties::Unmatched;
-use super::super::workloads::WorkloadError;
+use super::super::issued::WorkloadError;
 use crate::model::{Code, Refusal, RequestId, SpiffeId};
 
 /// The header that carries the broker's request id.

@@ -257,8 +257,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::super::super::duties::Duties;
+    use super::super::super::issued::WorkloadError;
     use super::super::super::run::{RunError, fetch};
-    use super::super::super::workloads::WorkloadError;
     use super::super::upstream::Canned;
     use super::*;
     use crate::model::{

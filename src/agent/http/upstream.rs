@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::super::attest::Attested;
-use super::super::workloads::{WorkloadError, Workloads};
+use super::super::issued::WorkloadError;
+use super::super::workloads::Workloads;
 use crate::model::{Ask, Entry, Released, RequestId, SpiffeId};
 
 /// A closed set, so that nothing else can ever be plugged in.

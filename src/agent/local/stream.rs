@@ -158,11 +158,20 @@ enum State {
 
 /// Who is at the other end of one connection.
 #[derive(Clone)]
-pub(in crate::agent) struct Visitor(Arc<Mutex<State>>);
+pub(in crate::agent) struct Visitor {
+    uid: u32,
+    state: Arc<Mutex<State>>,
+}
 
 impl Visitor {
     pub(super) fn new(process: PeerProcess) -> Self {
-        Self(Arc::new(Mutex::new(State::Pinned(process))))
+        let uid = process.uid();
+        Self { uid, state: Arc::new(Mutex::new(State::Pinned(process))) }
+    }
+
+    /// Its user when it connected.
+    pub(in crate::agent) fn uid(&self) -> u32 {
+        self.uid
     }
 
     /// Attests the process: in full the first time, and on each later request that it is still the
@@ -171,7 +180,7 @@ impl Visitor {
         &self,
         digests: &Arc<ExeDigests>,
     ) -> Result<Arc<Attested>, AttestError> {
-        let mut state = self.0.lock().await;
+        let mut state = self.state.lock().await;
         let before = std::mem::replace(&mut *state, State::Refused);
         let digests = digests.clone();
         let looking = tokio::task::spawn_blocking(move || match before {

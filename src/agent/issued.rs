@@ -1,0 +1,83 @@
+//! An SVID for a process and a key, asked for with the agent's own identity.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::duties::Unmatched;
+use super::shared::Shared;
+use super::uplink::certificates;
+use crate::model::{Answer, Ask, Entry, Refusal, SecretValue, WorkloadFacts};
+use crate::wire::ClientError;
+
+/// Why a workload gets no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkloadError {
+    /// It has no identity here, or several.
+    #[error("no single identity for this process")]
+    Unmatched(Unmatched),
+    /// The broker judged and refused.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// Try again later.
+    #[error("{0}")]
+    Unavailable(&'static str),
+    /// Our fault, or the broker's.
+    #[error("{0}")]
+    Internal(&'static str),
+}
+
+pub(super) const NO_UPLINK: WorkloadError =
+    WorkloadError::Unavailable("the agent is not connected");
+pub(super) const NO_CONNECTION: WorkloadError =
+    WorkloadError::Unavailable("the broker can't be reached");
+
+/// What the broker issued for one key.
+pub(super) struct Issued {
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) bundle: Vec<CertificateDer<'static>>,
+    pub(super) until: OffsetDateTime,
+}
+
+/// Has it issued. `agent_held` says whether the key stays with the agent.
+///
+/// # Errors
+/// When the broker refuses, can't be reached, or answers with something else.
+pub(super) async fn issued(
+    shared: &Shared,
+    facts: &WorkloadFacts,
+    entry: &Entry,
+    spki: &[u8],
+    agent_held: bool,
+    now: OffsetDateTime,
+) -> Result<Issued, WorkloadError> {
+    let agent = shared.client().ok_or(NO_UPLINK)?;
+    let ask = Ask::Issue {
+        entry: entry.id,
+        spiffe_id: entry.draft.spiffe_id.clone(),
+        public_key: STANDARD.encode(spki),
+        workload: facts.clone(),
+        agent_held,
+    };
+    let answered = agent.ask(ask, SecretValue::empty()).await;
+    let (_, released) = answered.map_err(|why| match why {
+        ClientError::Refused(refusal) => WorkloadError::Refused(refusal),
+        _ => NO_CONNECTION,
+    })?;
+    let odd = WorkloadError::Internal("the broker issued something else");
+    let Answer::Certificate { spiffe_id, chain, bundle, until } = released.answer else {
+        return Err(odd);
+    };
+    let until = OffsetDateTime::parse(&until, &Rfc3339);
+    let (Some(chain), Some(bundle), Ok(until)) =
+        (certificates(&chain), certificates(&bundle), until)
+    else {
+        return Err(odd);
+    };
+    if spiffe_id != entry.draft.spiffe_id || until <= now {
+        return Err(odd);
+    }
+    Ok(Issued { chain, bundle, until })
+}

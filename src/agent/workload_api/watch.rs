@@ -1,0 +1,339 @@
+//! One open stream: whose it is, and when its full state must be made anew.
+//!
+//! A process is looked at when the stream opens, each second while it is open, and around every
+//! message: one that has ended, or executes another program or runs under another user by now, gets
+//! nothing more and its stream ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::codegen::Bytes;
+
+use super::super::attest::Attested;
+use super::super::duties::Duties;
+use super::super::exe::ExeDigests;
+use super::super::issued::{Issued, WorkloadError};
+use super::super::keys::WorkloadKey;
+use super::super::local::Visitor;
+use super::super::workloads::Workloads;
+use super::fault;
+use super::messages::{X509BundlesResponse, X509Svid, X509SvidResponse, frame};
+use crate::model::{Clock, Entry, EntryId, TrustDomain};
+
+/// How often a process is looked at while its stream is open.
+const LOOK: Duration = Duration::from_secs(1);
+/// While any stream is open, entries are asked for after so many looks without news.
+const LOOKS_PER_WISH: u32 = 10;
+/// After a failure to issue, the next attempt; what was given lasts meanwhile.
+const AGAIN: time::Duration = time::Duration::seconds(5);
+/// Where the broker refused some of a process's identities, they are asked for again after this.
+const REFUSED_AGAIN: time::Duration = time::Duration::minutes(5);
+
+/// What all streams stand on.
+pub(in crate::agent) struct Ground {
+    pub(in crate::agent) workloads: Arc<Workloads>,
+    pub(in crate::agent) digests: Arc<ExeDigests>,
+    pub(in crate::agent) clock: Arc<dyn Clock>,
+    pub(in crate::agent) domain: TrustDomain,
+    pub(in crate::agent) stop: watch::Receiver<bool>,
+}
+
+/// The eyes of one stream.
+pub(super) struct Watch {
+    ground: Arc<Ground>,
+    visitor: Visitor,
+    told: watch::Receiver<Arc<Duties>>,
+    bundle: watch::Receiver<Arc<[CertificateDer<'static>]>>,
+    quiet: u32,
+}
+
+impl Watch {
+    pub(super) fn new(ground: Arc<Ground>, visitor: Visitor) -> Self {
+        let (told, bundle) = (ground.workloads.told(), ground.workloads.bundle());
+        Self { ground, visitor, told, bundle, quiet: 0 }
+    }
+
+    /// The process, if it is still the one that connected.
+    pub(super) async fn who(&self) -> Result<Arc<Attested>, Status> {
+        self.visitor.attested(&self.ground.digests).await.map_err(|why| fault::unknown(&why))
+    }
+
+    /// The entries of the process; `first` waits for fresh ones if none fits.
+    async fn fitting(&self, who: &Attested, first: bool) -> Result<Vec<Entry>, Status> {
+        let workloads = &self.ground.workloads;
+        if first && !workloads.is_ready() {
+            return Err(Status::unavailable("the agent is starting, or has lost its broker"));
+        }
+        let fitting = match first {
+            true => workloads.fitting(who.facts()).await.map_err(|why| fault::of(&why))?,
+            false => workloads.fitting_now(who.facts()),
+        };
+        if fitting.is_empty() { Err(fault::nobody()) } else { Ok(fitting) }
+    }
+
+    /// Waits for the next reason to look.
+    async fn look(&mut self) -> Result<(), Status> {
+        let mut stop = self.ground.stop.clone();
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {
+                return Err(Status::unavailable("the agent is stopping"));
+            }
+            told = self.told.changed() => {
+                told.map_err(|_| Status::unavailable("the agent is stopping"))?;
+                self.quiet = 0;
+            }
+            changed = self.bundle.changed() => {
+                changed.map_err(|_| Status::unavailable("the agent is stopping"))?;
+            }
+            () = tokio::time::sleep(LOOK) => self.quiet = self.quiet.saturating_add(1),
+        }
+        if self.quiet >= LOOKS_PER_WISH {
+            self.quiet = 0;
+            self.ground.workloads.wish();
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        self.ground.clock.now().wall()
+    }
+}
+
+/// What tells one state of a process's entries from another.
+type Marks = Vec<(EntryId, u64)>;
+
+fn marks(entries: &[Entry]) -> Marks {
+    entries.iter().map(|entry| (entry.id, entry.epoch)).collect()
+}
+
+/// What a stream was given last. The keys are the client's alone.
+struct Given {
+    marks: Marks,
+    until: OffsetDateTime,
+    renew_at: OffsetDateTime,
+    /// After a failure: nothing is tried before.
+    rest_until: Option<OffsetDateTime>,
+}
+
+impl Given {
+    fn holds(&self, entries: &[Entry], now: OffsetDateTime) -> bool {
+        self.rest_until.is_some_and(|until| now < until)
+            || (now < self.renew_at && self.marks == marks(entries))
+    }
+}
+
+/// The stream of `FetchX509SVID`.
+pub(super) struct X509Svids {
+    watch: Watch,
+    given: Option<Given>,
+}
+
+impl X509Svids {
+    pub(super) fn new(watch: Watch) -> Self {
+        Self { watch, given: None }
+    }
+
+    /// The next full state, as soon as there is another one than was given last.
+    pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
+        loop {
+            let who = self.watch.who().await?;
+            let entries = self.watch.fitting(&who, self.given.is_none()).await?;
+            let now = self.watch.now();
+            if self.given.as_ref().is_some_and(|given| given.holds(&entries, now)) {
+                self.watch.look().await?;
+                continue;
+            }
+            match self.make(&who, &entries, now).await {
+                Ok((message, given)) => {
+                    self.watch.who().await?; // it was issued for this one, and for no other
+                    self.given = Some(given);
+                    return Ok(message);
+                }
+                Err(status) => match &mut self.given {
+                    Some(given) if is_passing(&status) && now < given.until => {
+                        given.rest_until = Some(now + AGAIN);
+                    }
+                    _ => return Err(status),
+                },
+            }
+        }
+    }
+
+    /// Has everything issued anew, each under a fresh key.
+    async fn make(
+        &self,
+        who: &Attested,
+        entries: &[Entry],
+        now: OffsetDateTime,
+    ) -> Result<(Bytes, Given), Status> {
+        let mut response = X509SvidResponse::default();
+        let (mut until, mut refused) = (None, None);
+        for entry in entries {
+            match self.one(who, entry, now).await {
+                Ok((svid, ends)) => {
+                    response.svids.push(svid);
+                    until = Some(until.map_or(ends, |until: OffsetDateTime| until.min(ends)));
+                }
+                Err(WorkloadError::Refused(refusal)) if !self.is_passing(&refusal) => {
+                    refused = refused.or(Some(refusal));
+                }
+                Err(WorkloadError::Refused(_)) => {
+                    return Err(Status::unavailable("the broker issues nothing now"));
+                }
+                Err(why) => return Err(fault::of(&why)),
+            }
+        }
+        let Some(until) = until else {
+            return Err(refused.map_or_else(fault::nobody, |refusal| fault::refused(&refusal)));
+        };
+        let mut renew_at = scattered_half_way(now, until);
+        if refused.is_some() {
+            renew_at = renew_at.min(now + REFUSED_AGAIN);
+        }
+        let message = frame(&response).ok_or_else(too_large)?;
+        Ok((message, Given { marks: marks(entries), until, renew_at, rest_until: None }))
+    }
+
+    /// A refusal that comes of an agent that was not heard of yet is none of the process's.
+    fn is_passing(&self, refusal: &crate::model::Refusal) -> bool {
+        fault::is_passing(refusal) || !self.watch.ground.workloads.is_ready()
+    }
+
+    async fn one(
+        &self,
+        who: &Attested,
+        entry: &Entry,
+        now: OffsetDateTime,
+    ) -> Result<(X509Svid, OffsetDateTime), WorkloadError> {
+        let key =
+            WorkloadKey::generate().map_err(|_| WorkloadError::Internal("no key could be made"))?;
+        let workloads = &self.watch.ground.workloads;
+        let Issued { chain, bundle, until } =
+            workloads.issue_for(who.facts(), entry, key.spki(), now).await?;
+        let svid = X509Svid {
+            spiffe_id: entry.draft.spiffe_id.to_string(),
+            x509_svid: chain.concat_der(),
+            x509_svid_key: key.into_pkcs8(),
+            bundle: bundle.concat_der(),
+            hint: String::new(),
+        };
+        Ok((svid, until))
+    }
+}
+
+/// The stream of `FetchX509Bundles`: for processes with an identity only.
+pub(super) struct X509Bundles {
+    watch: Watch,
+    given: Option<Arc<[CertificateDer<'static>]>>,
+}
+
+impl X509Bundles {
+    pub(super) fn new(watch: Watch) -> Self {
+        Self { watch, given: None }
+    }
+
+    /// The next full state, as soon as there is another one than was given last.
+    pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
+        loop {
+            let who = self.watch.who().await?;
+            self.watch.fitting(&who, self.given.is_none()).await?;
+            let bundle = self.watch.bundle.borrow_and_update().clone();
+            if bundle.is_empty() {
+                return Err(Status::unavailable("the agent is starting"));
+            }
+            if self.given.as_ref() == Some(&bundle) {
+                self.watch.look().await?;
+                continue;
+            }
+            let mut response = X509BundlesResponse::default();
+            let domain = format!("spiffe://{}", self.watch.ground.domain);
+            response.bundles.insert(domain, bundle.concat_der());
+            self.given = Some(bundle);
+            return frame(&response).ok_or_else(too_large);
+        }
+    }
+}
+
+/// Certificates one behind the other.
+trait ConcatDer {
+    fn concat_der(&self) -> Vec<u8>;
+}
+
+impl ConcatDer for [CertificateDer<'static>] {
+    fn concat_der(&self) -> Vec<u8> {
+        self.iter().flat_map(|der| der.as_ref().iter().copied()).collect()
+    }
+}
+
+fn too_large() -> Status {
+    Status::internal("the answer is too large")
+}
+
+fn is_passing(status: &Status) -> bool {
+    matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Internal)
+}
+
+/// Between 45 and 55 hundredths of a life: not all of a fleet at once.
+fn scattered_half_way(now: OffsetDateTime, until: OffsetDateTime) -> OffsetDateTime {
+    let mut chance = [128];
+    let _ = aws_lc_rs::rand::fill(&mut chance);
+    let [chance] = chance;
+    now + (until - now).max(time::Duration::ZERO) * (0.45 + f64::from(chance) / 2550.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::model::{DeviceClass, EntryDraft, Selector, SpiffeId};
+
+    fn entry(n: u128, epoch: u64) -> Entry {
+        let draft = EntryDraft {
+            spiffe_id: SpiffeId::parse("spiffe://corp.example/api").unwrap(),
+            class: DeviceClass::parse("server").unwrap(),
+            device: None,
+            selectors: vec![Selector::Uid(1)],
+            ttl_s: None,
+            default: false,
+        };
+        let created = "2026-11-23T00:00:00Z".into();
+        Entry { id: EntryId(Uuid::from_u128(n)), draft, epoch, created }
+    }
+
+    #[test]
+    fn what_was_given_holds_until_half_its_life_or_until_the_entries_change() {
+        let now = datetime!(2026-11-23 12:00 UTC);
+        let entries = [entry(1, 0), entry(2, 3)];
+        let mut given = Given {
+            marks: marks(&entries),
+            until: now + time::Duration::hours(1),
+            renew_at: now + time::Duration::minutes(30),
+            rest_until: None,
+        };
+        assert!(given.holds(&entries, now));
+        assert!(!given.holds(&entries, given.renew_at));
+        for other in [&entries[..1], &[entry(1, 1), entry(2, 3)], &[entry(2, 3), entry(1, 0)]] {
+            assert!(!given.holds(other, now), "{other:?}");
+        }
+        given.rest_until = Some(now + AGAIN);
+        assert!(given.holds(&entries[..1], now), "no attempt follows a failure at once");
+        assert!(!given.holds(&entries[..1], now + AGAIN));
+    }
+
+    #[test]
+    fn half_way_is_scattered_and_never_far_off() {
+        let now = datetime!(2026-11-23 12:00 UTC);
+        let until = now + time::Duration::seconds(1000);
+        let moments: Vec<_> = (0..64).map(|_| scattered_half_way(now, until) - now).collect();
+        let within = time::Duration::seconds(450)..=time::Duration::seconds(551);
+        assert!(moments.iter().all(|moment| within.contains(moment)), "{moments:?}");
+        assert!(moments.iter().any(|moment| *moment != moments[0]), "{moments:?}");
+        assert_eq!(scattered_half_way(until, now), until, "what has ended is renewed at once");
+    }
+}
