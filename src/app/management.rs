@@ -9,13 +9,14 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
+use axum::serve::Listener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::supervise::Supervisor;
 use crate::broker::Metrics;
 use crate::decision_log::DecisionLog;
-use crate::wire::SealState;
+use crate::wire::{OnlyHttp1, SealState};
 
 const STARTING: u8 = 0;
 const READY: u8 = 1;
@@ -116,11 +117,28 @@ async fn serve(
         .route("/readyz", get(async |State(health): State<Arc<Health>>| health.word()))
         .route("/metrics", get(metrics))
         .with_state(health);
-    axum::serve(listener, router)
+    axum::serve(Port(listener), router)
         .with_graceful_shutdown(async move {
             let _ = stop.wait_for(|stop| *stop).await;
         })
         .await
+}
+
+/// The port, for HTTP/1.1 alone.
+struct Port(TcpListener);
+
+impl Listener for Port {
+    type Io = OnlyHttp1<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        let (stream, address) = Listener::accept(&mut self.0).await;
+        (OnlyHttp1::new(stream), address)
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
 }
 
 async fn metrics(State(health): State<Arc<Health>>) -> Response {

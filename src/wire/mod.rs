@@ -15,6 +15,7 @@ mod dial;
 mod directory;
 mod enroll;
 mod frame;
+mod http1;
 mod leaf;
 #[cfg(test)]
 mod loopback;
@@ -40,6 +41,7 @@ pub use frame::{
     parse_reply, read_body, read_end, read_evidence, read_opening, read_reply, write_evidence,
     write_opening, write_reply,
 };
+pub use http1::OnlyHttp1;
 /// How a listening port speaks QUIC and TLS.
 pub use quinn::ServerConfig as PortConfig;
 pub use sockets::sockets;

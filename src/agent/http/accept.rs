@@ -6,17 +6,18 @@ use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 
 use super::super::local::{LocalListener, LocalStream, Visitor};
+use crate::wire::OnlyHttp1;
 
 /// The local socket as axum takes it.
 pub(super) struct Accepting(pub(super) LocalListener);
 
 impl Listener for Accepting {
-    type Io = LocalStream;
+    type Io = OnlyHttp1<LocalStream>;
     type Addr = Caller;
 
-    async fn accept(&mut self) -> (LocalStream, Caller) {
+    async fn accept(&mut self) -> (Self::Io, Caller) {
         let (stream, visitor) = self.0.admitted().await;
-        (stream, Caller(visitor))
+        (OnlyHttp1::new(stream), Caller(visitor))
     }
 
     fn local_addr(&self) -> io::Result<Caller> {

@@ -175,25 +175,28 @@ impl Visitor {
     }
 
     /// Attests the process: in full the first time, and on each later request that it is still the
-    /// same. What failed once fails for good on this connection.
+    /// same. What failed once fails for good on this connection. Whoever stops waiting for the
+    /// answer changes nothing: the look goes on and its outcome stays.
     pub(in crate::agent) async fn attested(
         &self,
         digests: &Arc<ExeDigests>,
     ) -> Result<Arc<Attested>, AttestError> {
-        let mut state = self.state.lock().await;
-        let before = std::mem::replace(&mut *state, State::Refused);
-        let digests = digests.clone();
-        let looking = tokio::task::spawn_blocking(move || match before {
-            State::Pinned(process) => process.attest(&digests).map(Arc::new),
-            State::Known(who) => who.still_same().map(|()| who),
-            State::Refused => Err(AttestError::Changed),
-        });
-        match tokio::time::timeout(ATTEST_MAX, looking).await {
-            Ok(Ok(Ok(who))) => {
+        let (state, digests) = (self.state.clone(), digests.clone());
+        let looking = async {
+            let mut state = state.lock_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let who = match std::mem::replace(&mut *state, State::Refused) {
+                    State::Pinned(process) => process.attest(&digests).map(Arc::new),
+                    State::Known(who) => who.still_same().map(|()| who),
+                    State::Refused => Err(AttestError::Changed),
+                }?;
                 *state = State::Known(who.clone());
                 Ok(who)
-            }
-            Ok(Ok(Err(why))) => Err(why),
+            })
+            .await
+        };
+        match tokio::time::timeout(ATTEST_MAX, looking).await {
+            Ok(Ok(looked)) => looked,
             Ok(Err(_)) | Err(_) => Err(AttestError::Gone),
         }
     }
@@ -202,5 +205,23 @@ impl Visitor {
 impl std::fmt::Debug for Visitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Visitor")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_nobody_waits_for_refuses_nobody() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let visitor = Visitor::new(PeerProcess::of(&ours).unwrap());
+        let digests = Arc::new(ExeDigests::default());
+        for _ in 0..8 {
+            assert!(visitor.attested(&digests).now_or_never().is_none(), "it was waited for");
+        }
+        visitor.attested(&digests).await.unwrap();
     }
 }
