@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::der;
 use crate::model::{DeviceId, EntryId};
 
-/// `2.25.<n>`: an arc that needs no registration (ITU-T X.667).
-pub const EXTENSION_OID: &[u64] = &[2, 25, 7_283_015_441_269_071_359];
+/// `2.25.<n>`: an arc that needs no registration (ITU-T X.667). Below 2³¹, since Go's parser refuses a
+/// whole certificate for a larger one.
+pub const EXTENSION_OID: &[u64] = &[2, 25, 1_597_143_277];
 
 /// The extension's value, in bytes of DER: twice what the longest honest one needs.
 const EXTENSION_MAX: usize = 512;

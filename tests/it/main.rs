@@ -3,6 +3,7 @@
 mod again;
 mod backup;
 mod bad_input;
+mod clients;
 mod forge;
 mod granted;
 mod handshakes;

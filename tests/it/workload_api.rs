@@ -2,7 +2,6 @@
 //! by hand: what it gives to whom, when it gives it again, when it takes it back, and what hostile
 //! clients can't do.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -409,48 +408,4 @@ fn the_stream_of_a_process_that_becomes_another_ends() {
     // The first that the shell reads is the end of the stream: a head with the flag of the end.
     assert!(after.len() > 9 && after[3] == 1 && after[4] & 1 == 1, "{after:?}");
     assert!(!holds(after, "spiffe://"), "{after:?}");
-}
-
-/// Asks with the library of others for Python, which stands on gRPC-core.
-const PYTHON: &str = r#"
-import os
-from spiffe import WorkloadApiClient
-with WorkloadApiClient(os.environ["SPIFFE_ENDPOINT_SOCKET"]) as client:
-    svid = client.fetch_x509_svid()
-    roots = client.fetch_x509_bundles()
-    print(svid.spiffe_id, len(svid.cert_chain), len(roots.bundles))
-"#;
-
-/// A Python with the package `spiffe`, if there is one: `$DOORWARD_SPIFFE_PYTHON`, else `python3`.
-fn python_with_spiffe() -> Option<std::path::PathBuf> {
-    let named = std::env::var_os("DOORWARD_SPIFFE_PYTHON").map(std::path::PathBuf::from);
-    let python = named.or_else(|| outside("python3", "python3"))?;
-    let has = Command::new(&python).args(["-c", "import spiffe"]).output();
-    if has.is_ok_and(|has| has.status.success()) {
-        return Some(python);
-    }
-    eprintln!("SKIPPED: needs the Python package spiffe (pip install spiffe==0.3.2)");
-    None
-}
-
-#[test]
-fn the_library_for_python_works_unmodified() {
-    let Some(python) = python_with_spiffe() else { return };
-    let stage = stage();
-    let real = Command::new(&python)
-        .args(["-c", "import os; print(os.readlink('/proc/self/exe'))"])
-        .output()
-        .unwrap();
-    let real = String::from_utf8(real.stdout).unwrap();
-    register(&stage, "py", Path::new(real.trim()));
-    let run = || {
-        let output = Command::new(&python)
-            .args(["-c", PYTHON])
-            .env("SPIFFE_ENDPOINT_SOCKET", endpoint(&stage))
-            .output()
-            .unwrap();
-        let told = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        (told, String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    until(MOST, run, |(told, _)| told == "spiffe://dev.doorward/py 1 1");
 }
