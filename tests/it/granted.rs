@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::journey::program;
 
 /// The newest records.
-fn records(stage: &Stage) -> Vec<Value> {
+pub fn records(stage: &Stage) -> Vec<Value> {
     let tail = stage.operator_must(&["log", "tail", "-n", "400"], None).unwrap();
     tail.stdout
         .lines()
@@ -17,7 +17,7 @@ fn records(stage: &Stage) -> Vec<Value> {
 }
 
 /// The decisions of one operation.
-fn of_op<'a>(records: &'a [Value], op: &str) -> Vec<&'a Value> {
+pub fn of_op<'a>(records: &'a [Value], op: &str) -> Vec<&'a Value> {
     let called = |record: &Value| match &record["req"]["op"] {
         Value::Null => record["req"]["act"] == op,
         word => word == op,

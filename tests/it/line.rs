@@ -10,6 +10,7 @@ use doorward::app::{
     self, BrokerConfig, BrokerStart, KeyFile, Layout, RunningBroker, Stage, Wishes,
 };
 use doorward::broker::Ready;
+use doorward::identity::Peer;
 use doorward::model::{Ask, Clock, ManualClock, Reason, SecretPrefix, SecretValue, SystemClock};
 use doorward::policy::BundleFiles;
 use doorward::wire::{Client, ClientError, CloseCode, Credentials};
@@ -24,15 +25,15 @@ const WHOAMI: &str = r#"{"whoami":{}}"#;
 const CLOSED_WITHIN: Duration = Duration::from_millis(2500);
 
 /// A broker in this very process, with a clock that is moved by hand, and its operator.
-struct House {
-    broker: RunningBroker,
-    clock: Arc<ManualClock>,
-    operator: Credentials,
-    dir: tempfile::TempDir,
+pub struct House {
+    pub broker: RunningBroker,
+    pub clock: Arc<ManualClock>,
+    pub operator: Credentials,
+    pub dir: tempfile::TempDir,
 }
 
 impl House {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::at(SystemClock.now().wall()));
         let udp = || {
@@ -67,23 +68,26 @@ impl House {
         Self { broker, clock, operator, dir }
     }
 
-    fn clock(&self) -> Arc<dyn Clock> {
+    pub fn clock(&self) -> Arc<dyn Clock> {
         Arc::clone(&self.clock) as Arc<dyn Clock>
     }
 
-    async fn client(&self) -> Client {
+    pub async fn client(&self) -> Client {
         Client::connect(&self.operator, self.clock()).await.unwrap()
     }
 
     /// Asks as the operator, past every connection: no timer of a transport has a say in it.
     async fn ask(&self, ask: Ask) -> Result<(), Reason> {
-        let parts = self.broker.line().parts();
-        let now = parts.clock.now();
-        let peer = parts.identity.peer(&self.operator.chain, now).unwrap();
-        self.ask_as(&peer, ask).await
+        self.ask_as(&self.peer(&self.operator), ask).await
     }
 
-    async fn ask_as(&self, peer: &doorward::identity::Peer, ask: Ask) -> Result<(), Reason> {
+    /// Who shows these, as the broker sees it.
+    pub fn peer(&self, credentials: &Credentials) -> Peer {
+        let parts = self.broker.line().parts();
+        parts.identity.peer(&credentials.chain, parts.clock.now()).unwrap()
+    }
+
+    pub async fn ask_as(&self, peer: &Peer, ask: Ask) -> Result<(), Reason> {
         let (_, outcome) =
             self.broker.line().answer(peer, None, None, ask.into(), &mut Ready(None)).await;
         outcome.map(|_| ()).map_err(|refusal| refusal.reason)
@@ -107,8 +111,7 @@ fn a_connection_that_outlives_its_certificate_is_denied_and_closed() {
         let house = House::new().await;
         let client = house.client().await;
         client.ask(Ask::Whoami {}, SecretValue::empty()).await.unwrap();
-        let parts = house.broker.line().parts();
-        let peer = parts.identity.peer(&house.operator.chain, parts.clock.now()).unwrap();
+        let peer = house.peer(&house.operator);
         assert_eq!(house.ask_as(&peer, Ask::Whoami {}).await, Ok(()));
         // As after a long suspend: both clocks went on, no timer of this process did.
         house.clock.advance(Duration::from_secs(12 * 3600 + 60));
@@ -178,8 +181,7 @@ fn a_revoked_operator_is_denied_and_closed() {
         let second = Credentials::load(&home).unwrap();
         let connection = Client::connect(&second, house.clock()).await.unwrap();
         connection.ask(list(), SecretValue::empty()).await.unwrap();
-        let parts = house.broker.line().parts();
-        let peer = parts.identity.peer(&second.chain, parts.clock.now()).unwrap();
+        let peer = house.peer(&second);
         assert_eq!(house.ask_as(&peer, list()).await, Ok(()));
         let remove = Ask::OperatorRemove { name: "second".to_owned() };
         client.ask(remove, SecretValue::empty()).await.unwrap();
@@ -227,8 +229,7 @@ fn a_clock_that_is_set_back_revives_nobody_and_a_step_issues_nothing() {
     run(async {
         let house = House::new().await;
         assert_eq!(house.ask(list()).await, Ok(()));
-        let parts = house.broker.line().parts();
-        let peer = parts.identity.peer(&house.operator.chain, parts.clock.now()).unwrap();
+        let peer = house.peer(&house.operator);
         let began = house.clock.now().wall();
         // Back by an hour: who lives is served, but nothing is signed until time has caught up.
         house.clock.set_wall(began - Duration::from_secs(3600));
@@ -242,7 +243,10 @@ fn a_clock_that_is_set_back_revives_nobody_and_a_step_issues_nothing() {
         assert_eq!(last, Err(Reason::ClockStep));
         assert_eq!(house.ask_as(&peer, list()).await, Ok(()));
         let second = Duration::from_secs(1);
-        assert!(parts.clock.now().wall() > began - second, "the broker's time never goes back");
+        assert!(
+            house.broker.line().parts().clock.now().wall() > began - second,
+            "the broker's time never goes back"
+        );
         // What has ended stays ended.
         house.clock.set_wall(began);
         house.clock.advance(Duration::from_secs(12 * 3600 + 60));

@@ -3,10 +3,14 @@
 mod again;
 mod backup;
 mod bad_input;
+mod between;
 mod clients;
+mod comeback;
+mod flood;
 mod forge;
 mod granted;
 mod handshakes;
+mod hidden;
 mod http2;
 mod journey;
 mod kill;
