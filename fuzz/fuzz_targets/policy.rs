@@ -1,13 +1,14 @@
 //! Bundles of policies: any rows and profiles are refused with a reason, or make a bundle that
-//! judges; and the JSON form of a bundle has one meaning.
+//! judges; and the JSON form of a bundle has one meaning. `====` on a line of its own stands between
+//! rows and profiles.
 #![no_main]
 
 use doorward::model::{Action, TrustDomain};
 use doorward::policy::{Bundle, BundleFiles};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: (&str, &str)| {
-    let (rows, profiles) = input;
+fuzz_target!(|input: &str| {
+    let (rows, profiles) = input.split_once("\n====\n").unwrap_or((input, ""));
     if let Ok(files) = BundleFiles::from_json(rows.as_bytes()) {
         let again = BundleFiles::from_json(&files.to_json()).expect("it reads back");
         assert_eq!(again.digest(), files.digest());

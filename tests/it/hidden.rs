@@ -96,7 +96,7 @@ fn seen(cat: &Path, pid: u32) -> Seen {
     let core = (core.next().unwrap_or_default(), core.next().unwrap_or_default());
     let owners =
         ["environ", "mem", "maps"].map(|name| std::fs::metadata(file(name)).unwrap().uid());
-    let owned = owners.iter().any(|owner| *owner == uid);
+    let owned = owners.contains(&uid);
     let reads = |name: &str| {
         let read = Command::new(cat).arg(file(name)).stderr(Stdio::null()).output().unwrap();
         read.status.success() && !read.stdout.is_empty()
