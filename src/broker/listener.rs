@@ -22,8 +22,10 @@ use crate::identity::{Peer, Standing};
 use crate::model::{Clock, limits};
 use crate::wire::CloseCode;
 use stream::Stream;
+use waiting::Waiting;
 
 mod stream;
+mod waiting;
 
 /// How long a connection of somebody who does not count may stay.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
@@ -50,6 +52,7 @@ pub struct Door {
     connections: Arc<Connections>,
     half_open: Arc<HalfOpen>,
     clock: Arc<dyn Clock>,
+    waiting: Arc<Waiting>,
 }
 
 impl Door {
@@ -57,7 +60,8 @@ impl Door {
     pub fn new(port: Port, line: &Arc<Line>, connections: &Arc<Connections>) -> Arc<Self> {
         let (line, connections) = (Arc::clone(line), Arc::clone(connections));
         let clock = Arc::clone(&line.parts().clock);
-        Arc::new(Self { port, line, connections, half_open: Arc::default(), clock })
+        let waiting = Arc::new(Waiting::of_a_port());
+        Arc::new(Self { port, line, connections, half_open: Arc::default(), clock, waiting })
     }
 }
 
@@ -207,6 +211,8 @@ impl Guest {
         until: Option<time::OffsetDateTime>,
     ) {
         let Door { line, clock, .. } = &*self.0;
+        let waiting = self.0.waiting.of_a_connection();
+        let waiting = &waiting;
         let proven = AtomicBool::new(false);
         let mut running = FuturesUnordered::new();
         let left = until.map_or(limits::DRAIN, |until| time_left(until, clock.now()));
@@ -216,8 +222,9 @@ impl Guest {
             tokio::select! {
                 stream = connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
+                        let proven = &proven;
                         let stream =
-                            Stream { line, clock, connection, peer, registered, proven: &proven };
+                            Stream { line, clock, connection, peer, registered, proven, waiting };
                         // A fault in one request must not take its neighbours with it.
                         let served = std::panic::AssertUnwindSafe(stream.serve(send, recv));
                         running.push(served.catch_unwind());

@@ -85,6 +85,11 @@ pub const EVIDENCE_MAX: usize = 64 * 1024;
 /// A client's own reference for a request, in bytes; it is recorded, never trusted.
 pub const CLIENT_REF_MAX: usize = 64;
 
+/// KiB of answers of one port that wait for clients to take them, in all …
+pub const WAITING_KIB: usize = 256 * 1024;
+/// … and of one connection; a larger one alone is let through.
+pub const WAITING_KIB_PER_CONNECTION: usize = 8 * 1024;
+
 /// Streams in flight on one connection of an unproven client.
 pub const STREAMS_AT_FIRST: u32 = 16;
 /// Streams in flight on one connection after its first allowed request.

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::frame::{
-    FrameError, LENGTHS, Lengths, check_body, check_head, decode_lengths, read_body, read_end,
-    read_exactly, write_frame,
+    LENGTHS, Lengths, check_body, check_head, decode_lengths, read_body, read_end, read_exactly,
+    write_frame,
 };
+use super::frame_error::FrameError;
 use super::strict;
 use crate::model::SecretValue;
 use crate::model::limits::{ADMIN_HEAD_MAX, HEAD_MAX, PASSPHRASE_MAX};

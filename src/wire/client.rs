@@ -13,8 +13,9 @@ use super::client_error::ClientError;
 use super::credentials::Credentials;
 use super::dial;
 use super::frame::{
-    FrameError, Opening, Reply, decode_nonce, read_end, read_reply, write_evidence, write_opening,
+    Opening, Reply, decode_nonce, read_end, read_reply, write_evidence, write_opening,
 };
+use super::frame_error::FrameError;
 use super::tls::{self, EXPORTER_LABEL};
 use crate::model::limits::{ANSWER_TIMEOUT, BUNDLE_MAX, CLOSE_TIMEOUT, FILE_MAX, TIMEOUT_MIB};
 use crate::model::{Ask, Clock, Digest, Reason, Released, RequestId, SecretValue};

@@ -7,7 +7,7 @@ use quinn::{ConnectionError, TransportErrorCode};
 
 use super::close::CloseCode;
 use super::credentials::CredentialsError;
-use super::frame::FrameError;
+use super::frame_error::FrameError;
 use super::strict::plain;
 use super::tls::TlsError;
 use crate::model::limits::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};

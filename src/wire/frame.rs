@@ -12,101 +12,18 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
 
-use super::strict::{self, StrictError};
+use super::frame_error::FrameError;
+use super::strict;
 use crate::model::limits::{
     BODY_MAX, BUNDLE_MAX, EVIDENCE_MAX, FILE_MAX, HEAD_MAX, REPLY_HEAD_MAX, VALUE_MAX,
 };
-use crate::model::{
-    Answer, Ask, ClientRef, Code, Reason, Refusal, RequestId, SecretValue, WipedBytes,
-};
+use crate::model::{Answer, Ask, ClientRef, Refusal, RequestId, SecretValue, WipedBytes};
 
 /// Bytes of the two lengths.
 pub(super) const LENGTHS: usize = 8;
 /// Bodies up to this leave in one write with their head; larger ones follow it in slices of this
 /// size and are never copied whole.
 const AT_ONCE: usize = VALUE_MAX;
-
-/// What is wrong with a frame.
-#[derive(Debug, thiserror::Error)]
-pub enum FrameError {
-    /// More body than this message may have.
-    #[error("the body is {length} bytes long; the limit here is {limit}")]
-    BodyTooLarge {
-        /// Declared or given.
-        length: usize,
-        /// Allowed.
-        limit: usize,
-    },
-    /// The stream ended too early.
-    #[error("the stream ended in {part}, after {got} of {want} bytes")]
-    Cut {
-        /// Which part.
-        part: &'static str,
-        /// Bytes that came.
-        got: usize,
-        /// Bytes that were announced.
-        want: usize,
-    },
-    /// The head is not a message.
-    #[error("the head is not a message of this protocol: {0}")]
-    Head(StrictError),
-    /// A message without a head.
-    #[error("the head is empty")]
-    HeadEmpty,
-    /// More head than this message may have.
-    #[error("the head is {length} bytes long; the limit here is {limit}")]
-    HeadTooLarge {
-        /// Declared or given.
-        length: usize,
-        /// Allowed.
-        limit: usize,
-    },
-    /// A nonce of another form.
-    #[error("the nonce is not 32 bytes in base64url without padding")]
-    Nonce,
-    /// The connection or the stream ended in the middle of reading.
-    #[error("the stream could not be read")]
-    Read(#[source] std::io::Error),
-    /// More bytes where the stream should have ended.
-    #[error("bytes follow the end of the message")]
-    Trailing,
-    /// Evidence has no head.
-    #[error("evidence has a head of {0} bytes; it has none")]
-    UnexpectedHead(usize),
-    /// The message can't be written as JSON.
-    #[error("the message has no json form")]
-    Unwritable(#[source] serde_json::Error),
-    /// The connection or the stream ended in the middle of writing.
-    #[error("the stream could not be written")]
-    Write(#[source] std::io::Error),
-}
-
-impl FrameError {
-    /// What the other side is told: the closed code, and what is wrong and how to mend it.
-    pub fn code(&self) -> (Code, String) {
-        let (code, mend) = match self {
-            Self::BodyTooLarge { limit: 0, .. } => (Code::TooLarge, "this message has no body"),
-            Self::BodyTooLarge { .. } => (Code::TooLarge, "send a smaller body"),
-            Self::Cut { .. } => (Code::Invalid, "send as many bytes as the lengths announce"),
-            Self::Head(_) | Self::HeadEmpty => (Code::Invalid, "docs/WIRE.md lists the messages"),
-            Self::HeadTooLarge { .. } => (Code::TooLarge, "ask for less at once"),
-            Self::Nonce => (Code::Invalid, "send the nonce as it came"),
-            Self::Read(_) | Self::Write(_) => (Code::Unavailable, "connect again"),
-            Self::Trailing => (Code::Invalid, "end the stream after one message"),
-            Self::UnexpectedHead(_) => (Code::Invalid, "send evidence with a head length of 0"),
-            Self::Unwritable(_) => (Code::Internal, "report this"),
-        };
-        (code, format!("{self}; {mend}"))
-    }
-
-    /// The stable reason that belongs to [`FrameError::code`].
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::BodyTooLarge { .. } | Self::HeadTooLarge { .. } => Reason::TooLarge,
-            _ => Reason::Invalid,
-        }
-    }
-}
 
 /// First frame of a stream, from the client: `{"client":"ref","ask":{…}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,10 +226,18 @@ pub async fn write_reply<W: AsyncWrite + Unpin + ?Sized>(
     reply: &Reply,
     body: &[u8],
 ) -> Result<(), FrameError> {
-    check_body(body.len(), reply_body_max(reply))?;
+    write_frame(to, &reply_head(reply, body.len())?, body).await
+}
+
+/// The head of a reply that a body of this length follows.
+///
+/// # Errors
+/// When the reply is over a limit.
+pub fn reply_head(reply: &Reply, body: usize) -> Result<Vec<u8>, FrameError> {
+    check_body(body, reply_body_max(reply))?;
     let head = serde_json::to_vec(reply).map_err(FrameError::Unwritable)?;
     check_head(head.len(), REPLY_HEAD_MAX)?;
-    write_frame(to, &head, body).await
+    Ok(head)
 }
 
 /// The largest body of an opening. Evidence is made only after the broker's nonce has come.
@@ -375,7 +300,11 @@ fn reply_body_max(reply: &Reply) -> usize {
     }
 }
 
-pub(super) async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
+/// Writes one frame.
+///
+/// # Errors
+/// When it can't be written.
+pub async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
     to: &mut W,
     head: &[u8],
     body: &[u8],
@@ -400,6 +329,7 @@ pub(super) async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Code, Reason};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::path::PathBuf;

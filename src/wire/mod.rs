@@ -15,6 +15,7 @@ mod dial;
 mod directory;
 mod enroll;
 mod frame;
+mod frame_error;
 mod http1;
 mod leaf;
 #[cfg(test)]
@@ -37,10 +38,11 @@ pub use credentials::{Credentials, CredentialsError};
 pub use directory::{DirectoryError, settle};
 pub use enroll::{Enrolled, enroll};
 pub use frame::{
-    FrameError, Lengths, Opening, Reply, decode_lengths, decode_nonce, encode_nonce, parse_opening,
-    parse_reply, read_body, read_end, read_evidence, read_opening, read_reply, write_evidence,
-    write_opening, write_reply,
+    Lengths, Opening, Reply, decode_lengths, decode_nonce, encode_nonce, parse_opening,
+    parse_reply, read_body, read_end, read_evidence, read_opening, read_reply, reply_head,
+    write_evidence, write_frame, write_opening, write_reply,
 };
+pub use frame_error::FrameError;
 pub use http1::OnlyHttp1;
 /// How a listening port speaks QUIC and TLS.
 pub use quinn::ServerConfig as PortConfig;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::error::Elapsed;
 
+use super::waiting::WaitingHere;
 use crate::broker::connections::Connection;
 use crate::broker::line::Line;
 use crate::broker::outcome::Body;
@@ -30,6 +31,8 @@ pub(super) struct Stream<'a> {
     pub(super) registered: &'a Connection,
     /// Something was released on this connection.
     pub(super) proven: &'a AtomicBool,
+    /// Room for answers that are not taken at once.
+    pub(super) waiting: &'a WaitingHere,
 }
 
 impl Stream<'_> {
@@ -108,17 +111,28 @@ impl Stream<'_> {
 
     async fn write(&self, send: &mut quinn::SendStream, reply: &Reply, body: SecretValue) {
         let limit = for_body(limits::WRITE_TIMEOUT, body.len());
+        let (head, body) = match head_of(reply, body.len()) {
+            Ok(head) => (head, body),
+            Err(refusal) => (refusal, SecretValue::empty()),
+        };
         let sent = {
-            let sending = pin!(send_reply(send, reply, body.expose()));
-            within(limit, sending).await
+            let length = head.len() + body.len();
+            let mut sending = pin!(wire::write_frame(send, &head, body.expose()));
+            match at_once(sending.as_mut()).await {
+                Some(sent) => Some(sent),
+                None => match self.waiting.room(length) {
+                    Some(_room) => tokio::time::timeout(limit, sending).await.ok(),
+                    None => None,
+                },
+            }
         };
         drop(body); // and with it what it held, before the client can know that it has all
         match sent {
-            Ok(Ok(())) => {
+            Some(Ok(())) => {
                 let _ = send.finish();
             }
             // The client went away or does not read: the answer is wiped, the stream is dropped.
-            Ok(Err(_)) | Err(_) => {
+            Some(Err(_)) | None => {
                 let _ = send.reset(CloseCode::Protocol.varint());
             }
         }
@@ -130,36 +144,35 @@ fn for_body(least: Duration, length: usize) -> Duration {
     least + limits::TIMEOUT_MIB.saturating_mul(u32::try_from(length >> 20).unwrap_or(u32::MAX))
 }
 
-/// Waits no longer than `limit`. What is ready at once, as nearly everything is, costs no timer.
-async fn within<F: Future>(limit: Duration, mut future: Pin<&mut F>) -> Result<F::Output, Elapsed> {
-    let at_once = poll_fn(|context| match future.as_mut().poll(context) {
+/// The output of what is ready at once, as nearly everything is.
+async fn at_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|context| match future.as_mut().poll(context) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
         Poll::Pending => Poll::Ready(None),
-    });
-    match at_once.await {
+    })
+    .await
+}
+
+/// Waits no longer than `limit`. What is ready at once costs no timer.
+async fn within<F: Future>(limit: Duration, mut future: Pin<&mut F>) -> Result<F::Output, Elapsed> {
+    match at_once(future.as_mut()).await {
         Some(output) => Ok(output),
         None => tokio::time::timeout(limit, future).await,
     }
 }
 
-/// Writes a reply; in place of an answer over a limit, of which nothing was written, a refusal.
-async fn send_reply<W: tokio::io::AsyncWrite + Unpin>(
-    to: &mut W,
-    reply: &Reply,
-    body: &[u8],
-) -> Result<(), FrameError> {
-    let (request, fault) = match (wire::write_reply(to, reply, body).await, reply) {
-        (
-            Err(fault @ (FrameError::HeadTooLarge { .. } | FrameError::BodyTooLarge { .. })),
-            Reply::Answer { request, .. },
-        ) => (*request, fault),
-        (written, _) => return written,
+/// The head of a reply; or, of one that is over a limit, that of the refusal in its place.
+fn head_of(reply: &Reply, body: usize) -> Result<Vec<u8>, Vec<u8>> {
+    let (request, fault) = match (wire::reply_head(reply, body), reply) {
+        (Ok(head), _) => return Ok(head),
+        (Err(fault), Reply::Answer { request, .. }) => (*request, fault),
+        (Err(_), _) => return Err(Vec::new()), // our own words are never too long
     };
     tracing::error!(%request, %fault, "an answer was too large and was refused instead");
     let hint = Some("the answer is too large to be sent; ask for less at once".to_owned());
     let (code, reason) = (Code::TooLarge, Reason::TooLarge);
     let refusal = Reply::Refusal(Refusal { request, code, reason, hint });
-    Box::pin(wire::write_reply(to, &refusal, &[])).await
+    Err(wire::reply_head(&refusal, 0).unwrap_or_default())
 }
 
 /// A request's body, still on the wire.
@@ -200,22 +213,19 @@ mod tests {
     use super::*;
     use crate::model::Answer;
 
-    #[tokio::test]
-    async fn an_answer_over_a_limit_is_refused_in_words() {
+    #[test]
+    fn an_answer_over_a_limit_is_refused_in_words() {
         let request = RequestId::parse("0198c0de-0000-7000-8000-000000000001").unwrap();
-        let answered = async |length: usize, body: usize| {
+        let answered = |length: usize, body: usize| {
             let answer = Answer::Report { value: "a".repeat(length).into() };
-            let (mut sent, body) = (Vec::new(), vec![0; body]);
-            let reply = Reply::Answer { request, answer };
-            send_reply(&mut sent, &reply, &body).await.unwrap();
-            let mut sent = sent.as_slice();
-            let (reply, _) = wire::read_reply(&mut sent).await.unwrap();
-            assert!(sent.is_empty(), "one reply and nothing before it");
-            reply
+            let head = match head_of(&Reply::Answer { request, answer }, body) {
+                Ok(head) | Err(head) => head,
+            };
+            wire::parse_reply(&head).unwrap()
         };
-        assert!(matches!(answered(10, 10).await, Reply::Answer { .. }));
+        assert!(matches!(answered(10, 10), Reply::Answer { .. }));
         for (length, body) in [(limits::REPLY_HEAD_MAX, 0), (10, limits::BODY_MAX + 1)] {
-            match answered(length, body).await {
+            match answered(length, body) {
                 Reply::Refusal(refusal) => {
                     assert_eq!(refusal.request, request);
                     assert_eq!((refusal.code, refusal.reason), (Code::TooLarge, Reason::TooLarge));
