@@ -112,9 +112,11 @@ impl Policies {
 
     /// Checks, stores, puts in force.
     pub(super) async fn activate(&self, index: u64, json: &[u8]) -> Result<Released, Failure> {
-        let files =
-            BundleFiles::from_json(json).map_err(|faults| Failure::invalid(render(&faults)))?;
-        self.put_in_force(index, &files).await
+        let json = json.to_vec();
+        let read = move || {
+            BundleFiles::from_json(&json).map_err(|faults| Failure::invalid(render(&faults)))
+        };
+        self.put_in_force(index, read).await
     }
 
     /// The files of the bundle before, under a new serial.
@@ -125,30 +127,38 @@ impl Policies {
             .scan(Table::Policies, &[], None, KEPT * 2)
             .await
             .map_err(|_| Failure::store())?;
-        let mut older = rows.iter().rev().filter_map(|(_, row)| {
-            BundleFiles::from_json(&row.value)
-                .ok()
-                .filter(|files| files.digest() != active.digest())
-        });
-        let Some(files) = older.next() else {
-            return Err(Failure::conflict("there is no earlier policy to go back to"));
+        let find = move || {
+            let mut older = rows.iter().rev().filter_map(|(_, row)| {
+                BundleFiles::from_json(&row.value)
+                    .ok()
+                    .filter(|files| files.digest() != active.digest())
+            });
+            older
+                .next()
+                .ok_or_else(|| Failure::conflict("there is no earlier policy to go back to"))
         };
-        self.put_in_force(index, &files).await
+        self.put_in_force(index, find).await
     }
 
-    async fn put_in_force(&self, index: u64, files: &BundleFiles) -> Result<Released, Failure> {
+    /// Up to 16 MiB are read, checked and written anew: not where requests are answered.
+    async fn put_in_force(
+        &self,
+        index: u64,
+        files: impl FnOnce() -> Result<BundleFiles, Failure> + Send + 'static,
+    ) -> Result<Released, Failure> {
         let _turn = self.turn.lock().await;
         let serial = self.policy.current().serial() + 1;
-        let (files, domain) = (files.clone(), self.domain.clone());
+        let domain = self.domain.clone();
         let built = tokio::task::spawn_blocking(move || {
-            Bundle::build(&files, serial, &domain).map(|bundle| (bundle, files))
+            let files = files()?;
+            let bundle = Bundle::build(&files, serial, &domain);
+            let bundle = bundle.map_err(|faults| Failure::invalid(render(&faults)))?;
+            Ok::<_, Failure>((bundle, files.to_json()))
         });
-        let (bundle, files) = built
-            .await
-            .map_err(|_| Failure::invalid("the policy could not be checked"))?
-            .map_err(|faults| Failure::invalid(render(&faults)))?;
+        let (bundle, json) =
+            built.await.map_err(|_| Failure::invalid("the policy could not be checked"))??;
         let mut writes =
-            vec![Write { table: Table::Policies, key: key(serial), value: Some(files.to_json()) }];
+            vec![Write { table: Table::Policies, key: key(serial), value: Some(json) }];
         if let Some(old) = serial.checked_sub(KEPT as u64).filter(|old| *old > 0) {
             writes.push(Write { table: Table::Policies, key: key(old), value: None });
         }

@@ -213,12 +213,15 @@ mod tests {
     }
 
     fn identity(path: &str) -> Credentials {
-        let key = rcgen::KeyPair::generate().unwrap();
+        identity_of(&rcgen::KeyPair::generate().unwrap(), path)
+    }
+
+    fn identity_of(key: &rcgen::KeyPair, path: &str) -> Credentials {
         let mut params = rcgen::CertificateParams::default();
         let id = format!("spiffe://corp.example{path}");
         params.subject_alt_names = vec![rcgen::SanType::URI(id.as_str().try_into().unwrap())];
         params.not_after = END;
-        let certificate = params.self_signed(&key).unwrap().der().clone();
+        let certificate = params.self_signed(key).unwrap().der().clone();
         Credentials {
             domain: domain(),
             broker: "broker.corp.example:8443".into(),
@@ -303,9 +306,8 @@ mod tests {
         let (dir, domain) = (above.path().join("state"), domain());
         let made = DeviceKey::generate().unwrap();
         let home = Home::take(&dir, &newcomer(&domain, None), BEFORE).unwrap();
-        let mut credentials = identity("/doorward/agent/server/00");
-        credentials.key = made.private();
-        home.keep(&credentials, &[]).unwrap();
+        let pair = rcgen::KeyPair::try_from(&made.private()).unwrap();
+        home.keep(&identity_of(&pair, "/doorward/agent/server/00"), &[]).unwrap();
         assert_eq!(DeviceKey::open(&dir).unwrap().id(), made.id());
     }
 }

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::Path;
 
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -49,6 +50,9 @@ pub enum CredentialsError {
     /// A key of a kind that is not used here.
     #[error("the private key is neither pkcs #8 nor sec 1")]
     KeyKind,
+    /// Key and SVID are not of one pair.
+    #[error("key.pem is not the key of the certificate in svid.pem; enrol again")]
+    KeyOfAnother,
     /// The certificate can't be read.
     #[error("svid.pem: the first certificate is not an svid: {0}")]
     Leaf(#[from] LeafError),
@@ -206,7 +210,9 @@ impl Credentials {
             let svid = id.trust_domain().clone();
             return Err(CredentialsError::Domain { svid, meta: self.domain.clone() });
         }
-        Ok(())
+        let signer = any_supported_type(&self.key).map_err(|_| CredentialsError::KeyKind)?;
+        let fits = signer.public_key().map(|key| key.to_vec()) == Some(self.leaf()?.spki);
+        if fits { Ok(()) } else { Err(CredentialsError::KeyOfAnother) }
     }
 }
 
@@ -341,6 +347,17 @@ mod tests {
         assert!(Credentials::load_if_any(&dir).is_err(), "half of one is a fault");
         std::fs::remove_file(dir.join(META)).unwrap();
         assert!(Credentials::load_if_any(&dir).unwrap().is_none(), "a key alone is nobody");
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let (_place, dir) = saved();
+        let mut other = some("spiffe://corp.example/pay/api");
+        other.key = Credentials::load(&dir).unwrap().key.clone_key();
+        assert!(matches!(other.save(&dir), Err(CredentialsError::KeyOfAnother)));
+        let key = some("spiffe://corp.example/pay/api").key.clone_key();
+        directory::replace(&dir, KEY, pem::encode_key(&key).unwrap().as_bytes()).unwrap();
+        assert!(matches!(Credentials::load(&dir), Err(CredentialsError::KeyOfAnother)));
     }
 
     #[test]
