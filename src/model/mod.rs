@@ -20,6 +20,7 @@ mod outcome;
 mod page;
 mod secret;
 mod spiffe_id;
+mod strict_json;
 mod target;
 
 pub use answer::{
@@ -40,4 +41,5 @@ pub use outcome::{Failure, Released};
 pub use page::{fit_page, next_items};
 pub use secret::{Labels, LabelsError, SecretValue, WipedBytes};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
+pub use strict_json::{StrictJsonError, read_strict_json};
 pub use target::Target;

@@ -16,9 +16,8 @@ use rustls::pki_types::{SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer}
 
 use super::fact::Facts;
 use super::session_key::{Bond, Endorsement, Envelope, Header, PROFILE, Payload, TYPE, decode};
-use super::strict_json;
-use crate::model::limits::{CHALLENGE_TTL, EVIDENCE_MAX};
-use crate::model::{DeviceId, Digest, Moment};
+use crate::model::limits::{CHALLENGE_TTL, EVIDENCE_DEPTH, EVIDENCE_MAX};
+use crate::model::{DeviceId, Digest, Moment, read_strict_json};
 
 /// The label of the TLS exporter that binds evidence to its connection; its context is the nonce,
 /// its length 32 bytes (RFC 8446 §7.5).
@@ -162,8 +161,8 @@ pub(super) fn verify(
     if evidence.len() > EVIDENCE_MAX {
         return Err(EvidenceError::TooLarge(evidence.len()));
     }
-    let envelope: Envelope =
-        strict_json::read(evidence).map_err(|_| EvidenceError::Malformed("envelope"))?;
+    let envelope: Envelope = read_strict_json(evidence, EVIDENCE_DEPTH)
+        .map_err(|_| EvidenceError::Malformed("envelope"))?;
     let session = envelope.endorse.jwk.thumbprint();
     let point = envelope.endorse.jwk.point().ok_or(EvidenceError::Malformed("session key"))?;
     let bond = Bond {
@@ -219,7 +218,8 @@ fn open(jws: &str, point: &[u8; 65]) -> Result<Payload<Facts>, EvidenceError> {
     let (signed, signature) = jws.rsplit_once('.').ok_or(EvidenceError::Malformed("jws"))?;
     let (header, payload) = signed.split_once('.').ok_or(EvidenceError::Malformed("jws"))?;
     let header = decode(header).ok_or(EvidenceError::Malformed("header"))?;
-    let header: Header = strict_json::read(&header).map_err(|_| EvidenceError::Header)?;
+    let header: Header =
+        read_strict_json(&header, EVIDENCE_DEPTH).map_err(|_| EvidenceError::Header)?;
     if header.alg != "ES256" || header.typ != TYPE {
         return Err(EvidenceError::Header);
     }
@@ -228,7 +228,7 @@ fn open(jws: &str, point: &[u8; 65]) -> Result<Payload<Facts>, EvidenceError> {
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
         .verify(signed.as_bytes(), &signature)
         .map_err(|_| EvidenceError::Signature)?;
-    strict_json::read(&payload).map_err(|_| EvidenceError::Malformed("payload"))
+    read_strict_json(&payload, EVIDENCE_DEPTH).map_err(|_| EvidenceError::Malformed("payload"))
 }
 
 /// Every claim against what is known without it.
@@ -266,7 +266,6 @@ fn compare(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::limits::EVIDENCE_DEPTH;
     use crate::posture::fact::{FactName, FactValue};
     use crate::posture::session_key::{EvidenceKey, encode};
     use rcgen::{KeyPair, PublicKeyData as _, SigningKey as _};

@@ -14,7 +14,6 @@ mod requirement_file;
 mod room;
 mod session_key;
 mod standing;
-mod strict_json;
 mod verdict;
 
 pub use catalog::{FactKind, FactRow, Origin};
