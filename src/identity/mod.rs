@@ -4,14 +4,21 @@
 //! one of the broker's own tasks. A `Caller` is that peer as it stands *now*; an expired, revoked
 //! or unknown one is a value, not an error, so that it ends in a recorded denial. This room holds
 //! an immutable [`View`] that authority pushes into it; it reads no store.
+//!
+//! Beside them stand the two things that trust domains hand to each other: a [`BundleDocument`], and
+//! the [`JwtSvid`]s that are validated against one.
 
 mod applicant;
+mod bundle;
 mod caller;
 mod certificate;
 mod der;
 #[cfg(test)]
 mod draft;
 mod extension;
+mod jwk;
+mod jwt_algorithm;
+mod jwt_svid;
 mod key;
 mod peer;
 mod place;
@@ -19,6 +26,8 @@ mod place;
 pub(crate) mod sample;
 mod standing;
 mod svid_error;
+#[cfg(test)]
+mod token_draft;
 mod trust;
 #[cfg(test)]
 pub(crate) mod vectors;
@@ -26,8 +35,12 @@ mod verifier;
 mod verify;
 mod view;
 
+pub use bundle::{BundleDocument, BundleError, IgnoredKey};
 pub use caller::{Caller, CallerKind, Epochs, Standing};
 pub use extension::{EXTENSION_OID, ExtensionError, Holder, SvidExtension};
+pub use jwk::{JwkError, JwtKey};
+pub use jwt_algorithm::JwtAlgorithm;
+pub use jwt_svid::{JwtSvid, JwtSvidError};
 pub use key::KeyKind;
 pub use peer::{Applicant, BrokerTask, Peer, SvidPeer, Task};
 pub use svid_error::SvidError;

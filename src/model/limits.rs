@@ -229,6 +229,31 @@ pub const LOG_RESERVE: u64 = 64 * 1024 * 1024;
 pub const CHAIN_MAX: usize = 4;
 /// Roots of one trust domain: an old, a present and a coming one, several times over.
 pub const ROOTS_MAX: usize = 16;
+/// A SPIFFE bundle document, in bytes: all its keys with the largest certificates, as base64.
+pub const BUNDLE_DOCUMENT_MAX: usize = 1024 * 1024;
+/// A map of such documents, in bytes.
+pub const BUNDLE_MAP_MAX: usize = 8 * 1024 * 1024;
+/// Trust domains in one such map; federation with more is no longer done by hand.
+pub const BUNDLE_MAP_DOMAINS: usize = 256;
+/// Elements of one bundle document, of any purpose: old, present and coming keys, several times over.
+pub const BUNDLE_KEYS_MAX: usize = 64;
+/// Objects within objects in a bundle document; an honest one has four levels, a map of them six.
+pub const BUNDLE_DEPTH: usize = 8;
+/// The id of a key that signs tokens, in bytes; a digest in hex has 64.
+pub const KEY_ID_MAX: usize = 256;
+/// The modulus of a key that signs tokens, in bits: below it is weak, …
+pub const RSA_BITS_MIN: usize = 2048;
+/// … above it a stranger's key costs us too much.
+pub const RSA_BITS_MAX: usize = 8192;
+/// A JWT-SVID, in bytes: what HTTP servers take as one header.
+pub const JWT_MAX: usize = 16 * 1024;
+/// Objects within objects in the claims of a JWT-SVID.
+pub const JWT_DEPTH: usize = 8;
+/// Audiences of one JWT-SVID, as in other verifiers of the field.
+pub const JWT_AUDIENCES_MAX: usize = 32;
+/// A JWT-SVID may have been issued this much in our future, by the clock of whoever issued it. Its
+/// `exp` and `nbf` are judged exactly.
+pub const JWT_ISSUED_SKEW: Duration = Duration::from_secs(60);
 /// One file of a credentials directory, in bytes: a chain of the largest certificates, as PEM.
 pub const CREDENTIALS_FILE_MAX: usize = 512 * 1024;
 /// One certificate of a stranger, in bytes.
