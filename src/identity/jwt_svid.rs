@@ -1,9 +1,9 @@
 //! Validation of one JWT-SVID: every MUST of JWT-SVID, and RFC 7515 and 7519 below it.
 //!
 //! Bounds come first, then the form, then the one key that the token's own trust domain publishes
-//! under the token's key id, then the signature; nothing that a token says of times and audiences is
-//! looked at before that held. A token is a bearer token: who holds it is not told by it, so no
-//! token and no part of one is in any error here.
+//! under the token's key id, then the signature; nothing that a token says of times and audiences
+//! is looked at before that held. Whoever holds a token can use it, so neither it nor a part of it
+//! stands in any error here.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;

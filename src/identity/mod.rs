@@ -5,8 +5,8 @@
 //! or unknown one is a value, not an error, so that it ends in a recorded denial. This room holds
 //! an immutable [`View`] that authority pushes into it; it reads no store.
 //!
-//! Beside them stand the two things that trust domains hand to each other: a [`BundleDocument`], and
-//! the [`JwtSvid`]s that are validated against one.
+//! Beside them stand the two things that trust domains hand to each other: a [`BundleDocument`],
+//! and the [`JwtSvid`]s that are validated against one.
 
 mod applicant;
 mod bundle;

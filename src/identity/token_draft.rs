@@ -1,5 +1,5 @@
-//! Keys that sign tokens, and tokens as JSON text before they are signed, so that each can be wrong.
-//! The tests of this room and those of the published vectors draw the same ones.
+//! Keys that sign tokens, and tokens as JSON text before they are signed, so that each can be
+//! wrong. The tests of this room and those of the published vectors draw the same ones.
 
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
@@ -84,8 +84,8 @@ impl TokenKey {
         der.as_ref().to_vec()
     }
 
-    /// A compact JWS of exactly this header and these claims. `algorithm` says how an RSA key signs;
-    /// the header may say otherwise.
+    /// A compact JWS of exactly this header and these claims. `algorithm` says how an RSA key
+    /// signs; the header may say otherwise.
     pub fn sign(&self, algorithm: &str, header: &str, claims: &str) -> String {
         let signed = format!("{}.{}", base64url(header), base64url(claims));
         let signature = self.sign_bytes(algorithm, signed.as_bytes());
