@@ -109,7 +109,7 @@ impl BundleDocument {
             root_members(root).map_err(|fault| BundleError::Root(index, fault))?;
         }
         check_ids(&jwt_keys)?;
-        Ok(Self {
+        let document = Self {
             trust_domain,
             roots,
             jwt_keys,
@@ -117,7 +117,13 @@ impl BundleDocument {
             // Told in whole seconds; what is not read back must not be held either.
             refresh_hint: Some(Duration::from_secs(refresh_hint.as_secs())),
             ignored: Vec::new(),
-        })
+        };
+        match document.to_json().len() {
+            size if size > BUNDLE_DOCUMENT_MAX => {
+                Err(BundleError::TooLarge(size, BUNDLE_DOCUMENT_MAX))
+            }
+            _ => Ok(document),
+        }
     }
 
     /// Reads the document that a trust domain publishes.

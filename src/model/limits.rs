@@ -229,7 +229,8 @@ pub const LOG_RESERVE: u64 = 64 * 1024 * 1024;
 pub const CHAIN_MAX: usize = 4;
 /// Roots of one trust domain: an old, a present and a coming one, several times over.
 pub const ROOTS_MAX: usize = 16;
-/// A SPIFFE bundle document, in bytes: all its keys with the largest certificates, as base64.
+/// A SPIFFE bundle document, in bytes: as many keys as it may have, with certificates several times
+/// the size of ordinary ones.
 pub const BUNDLE_DOCUMENT_MAX: usize = 1024 * 1024;
 /// A map of such documents, in bytes.
 pub const BUNDLE_MAP_MAX: usize = 8 * 1024 * 1024;
