@@ -356,7 +356,8 @@ fn make_room(slots: &mut HashMap<SlotKey, Arc<Slot>>, uid: u32) {
 }
 
 fn is_about_identity(refusal: &Refusal) -> bool {
-    matches!(refusal.reason, Reason::IdentityExpired | Reason::IdentityUnknown | Reason::Revoked)
+    use Reason::{IdentityExpired, IdentityUnknown, Revoked, SvidRevoked};
+    matches!(refusal.reason, IdentityExpired | IdentityUnknown | Revoked | SvidRevoked)
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ pub async fn recall(
         for (index, text) in records {
             recalled.take(index, &text, from);
         }
+        recalled.floor.forget_ended(authority.now());
         if after <= next {
             break;
         }
@@ -108,6 +109,8 @@ fn commits(op: &str) -> bool {
             | "entry_create"
             | "entry_delete"
             | "revoke"
+            | "revoke_svid"
+            | "retract"
             | "policy_activate"
             | "policy_rollback"
     )

@@ -15,7 +15,7 @@ use super::room::Authority;
 use super::subject_key::SubjectKey;
 use super::token::{JoinToken, TokenError, fresh_secret, secret_digest};
 use crate::identity::{Caller, CallerKind};
-use crate::model::limits::{DEVICES_MAX, OPERATOR_TOKEN_TTL, TOKENS_MAX};
+use crate::model::limits::{DENIED_SWEPT, DEVICES_MAX, OPERATOR_TOKEN_TTL, TOKENS_MAX};
 use crate::model::{
     Answer, Code, DeviceClass, DeviceId, Digest, Failure, Moment, OperatorToken, Reason, Released,
     SecretValue, check_segment, rfc3339,
@@ -221,10 +221,12 @@ impl Authority {
     }
 }
 
-/// The deletions of all tokens that have ended.
+/// The deletions of all tokens, and of some revoked SVIDs, that have ended.
 fn ended(mirror: &Mirror, now: Moment) -> Vec<Step> {
-    let ended = mirror.tokens().filter(|(_, token)| token.until <= now.unix_s());
-    ended.map(|(key, _)| Step::Token(*key, None)).collect()
+    let tokens = mirror.tokens().filter(|(_, token)| token.until <= now.unix_s());
+    let tokens = tokens.map(|(key, _)| Step::Token(*key, None));
+    let svids = super::denied::ended(mirror, now).take(DENIED_SWEPT);
+    tokens.chain(svids.map(|key| Step::Denied(key.clone(), None))).collect()
 }
 
 /// The rows that spend a token on a key, or why it is not taken.

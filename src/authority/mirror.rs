@@ -10,8 +10,11 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::error::AuthorityError;
-use super::records::{DeviceRecord, EntryRecord, TokenKey, TokenRecord, damaged, decode, encode};
-use crate::identity::{DeviceStatus, EntryStatus};
+use super::records::{
+    DENIED_PREFIX, DeniedKey, DeniedRecord, DeviceRecord, EntryRecord, TokenKey, TokenRecord,
+    damaged, decode, encode,
+};
+use crate::identity::{Denied, DeviceStatus, EntryStatus};
 use crate::model::{DeviceClass, DeviceId, Digest, Entry, EntryId, next_items};
 use crate::store::{Expect, Store, Table, Txn, Write};
 
@@ -31,6 +34,7 @@ pub(super) enum Step {
     Device(DeviceId, DeviceRecord),
     Entry(EntryId, Option<EntryRecord>),
     Token(TokenKey, Option<TokenRecord>),
+    Denied(DeniedKey, Option<DeniedRecord>),
 }
 
 /// Entries by whom they are for: a class, or one device of it.
@@ -42,9 +46,11 @@ pub(super) struct Mirror {
     devices: Arc<HashMap<DeviceId, Held<DeviceRecord>>>,
     entries: Arc<HashMap<EntryId, Held<EntryRecord>>>,
     tokens: Arc<HashMap<TokenKey, Held<TokenRecord>>>,
+    denied: Arc<HashMap<DeniedKey, Held<DeniedRecord>>>,
     duties: Arc<Duties>,
     device_statuses: Arc<HashMap<DeviceId, DeviceStatus>>,
     entry_statuses: Arc<HashMap<EntryId, EntryStatus>>,
+    denied_svids: Arc<Denied>,
     /// Revision of the last commit that this room made or found.
     pub revision: u64,
     /// Revision of the last change of an entry.
@@ -74,6 +80,14 @@ impl Mirror {
             }
             mirror.put_token(record.key(), record, revision);
         }
+        for (key, record, revision) in
+            rows_under::<DeniedRecord>(store, Table::Authority, DENIED_PREFIX).await?
+        {
+            if record.key().row() != key {
+                return Err(damaged(Table::Authority, &key));
+            }
+            mirror.put_denied(record.key(), record, revision);
+        }
         Ok(mirror)
     }
 
@@ -95,6 +109,8 @@ impl Mirror {
                 Step::Token(key, None) => {
                     Arc::make_mut(&mut next.tokens).remove(&key);
                 }
+                Step::Denied(key, Some(record)) => next.put_denied(key, record, revision),
+                Step::Denied(key, None) => next.drop_denied(&key),
             }
         }
         next
@@ -118,6 +134,11 @@ impl Mirror {
                     let held = self.tokens.get(key).map(|held| held.revision);
                     let value = record.as_ref().map(encode).transpose()?;
                     (Table::Tokens, key.to_vec(), value, held)
+                }
+                Step::Denied(key, record) => {
+                    let held = self.denied.get(key).map(|held| held.revision);
+                    let value = record.as_ref().map(encode).transpose()?;
+                    (Table::Authority, key.row(), value, held)
                 }
             };
             txn.expects.push(Expect { table, key: key.clone(), revision });
@@ -171,6 +192,21 @@ impl Mirror {
         self.tokens.iter().map(|(key, held)| (key, held.record.as_ref()))
     }
 
+    /// A revoked SVID.
+    pub(super) fn denied(&self, key: &DeniedKey) -> Option<&DeniedRecord> {
+        self.denied.get(key).map(|held| held.record.as_ref())
+    }
+
+    /// All revoked SVIDs, in no order.
+    pub(super) fn all_denied(&self) -> impl ExactSizeIterator<Item = (&DeniedKey, &DeniedRecord)> {
+        self.denied.iter().map(|(key, held)| (key, held.record.as_ref()))
+    }
+
+    /// What identity needs of them.
+    pub(super) fn denied_svids(&self) -> &Arc<Denied> {
+        &self.denied_svids
+    }
+
     /// What identity needs of the devices.
     pub(super) fn device_statuses(&self) -> &Arc<HashMap<DeviceId, DeviceStatus>> {
         &self.device_statuses
@@ -185,6 +221,7 @@ impl Mirror {
     pub(super) fn looks_like(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.device_statuses, &other.device_statuses)
             && Arc::ptr_eq(&self.entry_statuses, &other.entry_statuses)
+            && Arc::ptr_eq(&self.denied_svids, &other.denied_svids)
     }
 
     fn put_device(&mut self, id: DeviceId, record: DeviceRecord, revision: u64) {
@@ -226,6 +263,27 @@ impl Mirror {
         }
     }
 
+    fn put_denied(&mut self, key: DeniedKey, record: DeniedRecord, revision: u64) {
+        let (serial, whose) = (record.serial.clone(), record.of.clone());
+        let held = Held { record: Arc::new(record), revision };
+        if Arc::make_mut(&mut self.denied).insert(key, held).is_none() {
+            let svids = Arc::make_mut(&mut self.denied_svids);
+            svids.entry(serial).or_default().push(whose.into());
+        }
+    }
+
+    fn drop_denied(&mut self, key: &DeniedKey) {
+        let Some(held) = Arc::make_mut(&mut self.denied).remove(key) else { return };
+        let svids = Arc::make_mut(&mut self.denied_svids);
+        if let Some(all) = svids.get_mut(&held.record.serial) {
+            let whose = held.record.of.clone().into();
+            all.retain(|other| *other != whose);
+            if all.is_empty() {
+                svids.remove(&held.record.serial);
+            }
+        }
+    }
+
     fn put_token(&mut self, key: TokenKey, record: TokenRecord, revision: u64) {
         let held = Held { record: Arc::new(record), revision };
         Arc::make_mut(&mut self.tokens).insert(key, held);
@@ -237,10 +295,19 @@ async fn rows<T: DeserializeOwned>(
     store: &dyn Store,
     table: Table,
 ) -> Result<Vec<(Vec<u8>, T, u64)>, AuthorityError> {
+    rows_under(store, table, &[]).await
+}
+
+/// The same of those whose keys begin so.
+async fn rows_under<T: DeserializeOwned>(
+    store: &dyn Store,
+    table: Table,
+    prefix: &[u8],
+) -> Result<Vec<(Vec<u8>, T, u64)>, AuthorityError> {
     let mut all: Vec<(Vec<u8>, T, u64)> = Vec::new();
     loop {
         let after = all.last().map(|(key, ..)| key.clone());
-        let page = store.scan(table, &[], after.as_deref(), PAGE).await?;
+        let page = store.scan(table, prefix, after.as_deref(), PAGE).await?;
         let more = page.len() == PAGE;
         for (key, row) in page {
             let record = decode(table, &key, &row.value)?;

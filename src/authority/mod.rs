@@ -8,6 +8,7 @@
 //! rely on it (I4). It never decides who may ask: a [`Grant`](crate::decision_log::Grant) says so.
 
 mod ca;
+mod denied;
 mod devices;
 mod enroll;
 mod entries;
@@ -30,7 +31,8 @@ mod whole_tests;
 
 pub use error::AuthorityError;
 pub use own::OwnIdentity;
-pub use restore::EpochFloor;
+pub use records::DeniedOf;
+pub use restore::{DeniedSvid, EpochFloor};
 pub use room::{Authority, Places};
 pub use subject_key::{SubjectKey, SubjectKeyError};
 pub use token::{JoinToken, TokenError};

@@ -5,7 +5,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::AuthorityError;
-use crate::model::{DeviceClass, DeviceId, Digest, Entry};
+use crate::identity::DeniedFor;
+use crate::model::{DeviceClass, DeviceId, Digest, Entry, Serial, SpiffeId};
 use crate::store::Table;
 
 /// The format that this program writes.
@@ -82,6 +83,61 @@ impl TokenRecord {
     /// The key of the row.
     pub(super) fn key(&self) -> TokenKey {
         token_key(&self.digest)
+    }
+}
+
+/// What the rows of revoked SVIDs begin with, beside those of the CA.
+pub(super) const DENIED_PREFIX: &[u8] = b"denied/";
+
+/// Whose SVID of a serial number is revoked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeniedOf {
+    /// The one that was issued to this device.
+    Device(DeviceId),
+    /// The one with this identity in it.
+    SpiffeId(SpiffeId),
+}
+
+impl From<DeniedOf> for DeniedFor {
+    fn from(of: DeniedOf) -> Self {
+        match of {
+            DeniedOf::Device(device) => Self::Device(device),
+            DeniedOf::SpiffeId(id) => Self::Identity(id),
+        }
+    }
+}
+
+/// One SVID that was revoked before its end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeniedRecord {
+    pub v: u64,
+    pub serial: Serial,
+    pub of: DeniedOf,
+    /// Seconds since 1970; it has ended by then, and is forgotten.
+    pub until: i64,
+}
+
+/// What its row is found by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct DeniedKey(TokenKey);
+
+impl DeniedKey {
+    /// The key of the row in the store.
+    pub(super) fn row(&self) -> Vec<u8> {
+        [DENIED_PREFIX, &self.0].concat()
+    }
+}
+
+impl DeniedRecord {
+    /// The key of the row: serial number and whose it is, nothing else.
+    pub(super) fn key(&self) -> DeniedKey {
+        let of = match &self.of {
+            DeniedOf::Device(device) => format!("device {device}"),
+            DeniedOf::SpiffeId(id) => format!("spiffe_id {id}"),
+        };
+        DeniedKey(token_key(&Digest::of(format!("{} {of}", self.serial).as_bytes())))
     }
 }
 

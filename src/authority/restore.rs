@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::error::AuthorityError;
 use super::mirror::{Mirror, Step};
-use super::records::{DeviceRecord, EntryRecord};
+use super::records::{DeniedOf, DeniedRecord, DeviceRecord, EntryRecord, FORMAT};
 use super::room::Authority;
-use crate::model::{Ask, DeviceId, EntryId, SpiffeId};
+use crate::identity::Caller;
+use crate::model::{Ask, DeviceId, EntryId, Moment, Serial, SpiffeId};
 
 /// The least that epochs must be. As JSON it stands in the record of each revocation; merged over
 /// the log it is what [`Authority::raise_epochs`] takes.
@@ -25,6 +26,21 @@ pub struct EpochFloor {
     /// Entries that were deleted.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub deleted: BTreeSet<EntryId>,
+    /// SVIDs that were revoked one by one.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub svids: BTreeSet<DeniedSvid>,
+}
+
+/// One SVID that was revoked, as the log knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeniedSvid {
+    /// Its serial number.
+    pub serial: Serial,
+    /// Whose it is.
+    pub of: DeniedOf,
+    /// Its end, in seconds since 1970.
+    pub until: i64,
 }
 
 impl EpochFloor {
@@ -39,18 +55,25 @@ impl EpochFloor {
             *held = epoch.max(*held);
         }
         self.deleted.extend(other.deleted);
+        self.svids.extend(other.svids);
+    }
+
+    /// Forgets the revoked SVIDs that have ended by themselves.
+    pub fn forget_ended(&mut self, now: Moment) {
+        self.svids.retain(|svid| svid.until > now.unix_s());
     }
 
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
-        self.devices.is_empty() && self.entries.is_empty() && self.deleted.is_empty()
+        let epochs = self.devices.is_empty() && self.entries.is_empty();
+        epochs && self.deleted.is_empty() && self.svids.is_empty()
     }
 }
 
 impl Authority {
     /// The epochs that a revoking ask, just carried out, has left behind: what its record in the
     /// log must carry. Empty for every other ask.
-    pub fn epochs_after(&self, ask: &Ask) -> EpochFloor {
+    pub fn epochs_after(&self, caller: &Caller, ask: &Ask) -> EpochFloor {
         let mirror = self.mirror();
         match ask {
             Ask::DeviceRevoke { id, .. } => of_devices(&mirror, |other, _| other == id),
@@ -59,6 +82,13 @@ impl Authority {
                 EpochFloor { deleted: BTreeSet::from([*id]), ..EpochFloor::default() }
             }
             Ask::Revoke { spiffe_id, .. } => of_identity(&mirror, spiffe_id),
+            Ask::RevokeSvid { spiffe_id, serial } => {
+                of_svids(&mirror, &DeniedOf::SpiffeId(spiffe_id.clone()), [serial])
+            }
+            Ask::Retract { svids } => caller.device().map_or_else(EpochFloor::default, |device| {
+                let serials = svids.iter().map(|svid| &svid.serial);
+                of_svids(&mirror, &DeniedOf::Device(*device), serials)
+            }),
             _ => EpochFloor::default(),
         }
     }
@@ -70,8 +100,9 @@ impl Authority {
     /// # Errors
     /// When the store fails.
     pub async fn raise_epochs(&self, floor: &EpochFloor) -> Result<bool, AuthorityError> {
+        let now = self.clock.now();
         let plan = |mirror: &Mirror| {
-            let steps = raised(mirror, floor);
+            let steps = raised(mirror, floor, now);
             let any = !steps.is_empty();
             Ok((steps, any))
         };
@@ -93,7 +124,7 @@ impl Authority {
     }
 }
 
-fn raised(mirror: &Mirror, floor: &EpochFloor) -> Vec<Step> {
+fn raised(mirror: &Mirror, floor: &EpochFloor, now: Moment) -> Vec<Step> {
     let mut steps = Vec::new();
     for (id, least) in &floor.devices {
         let Some(record) = mirror.device(id).filter(|it| it.epoch < *least || !it.revoked) else {
@@ -113,7 +144,33 @@ fn raised(mirror: &Mirror, floor: &EpochFloor) -> Vec<Step> {
     }
     let deleted = floor.deleted.iter().filter(|id| mirror.entry(id).is_some());
     steps.extend(deleted.map(|id| Step::Entry(*id, None)));
+    let living = floor.svids.iter().filter(|svid| svid.until > now.unix_s());
+    let records = living.map(|DeniedSvid { serial, of, until }| DeniedRecord {
+        v: FORMAT,
+        serial: serial.clone(),
+        of: of.clone(),
+        until: *until,
+    });
+    let missing = records.filter(|record| mirror.denied(&record.key()).is_none());
+    steps.extend(missing.map(|record| Step::Denied(record.key(), Some(record))));
     steps
+}
+
+fn of_svids<'a>(
+    mirror: &Mirror,
+    of: &DeniedOf,
+    serials: impl IntoIterator<Item = &'a Serial>,
+) -> EpochFloor {
+    let key = |serial: &Serial| {
+        DeniedRecord { v: FORMAT, serial: serial.clone(), of: of.clone(), until: 0 }.key()
+    };
+    let found = serials.into_iter().filter_map(|serial| mirror.denied(&key(serial)));
+    let svids = found.map(|DeniedRecord { serial, of, until, .. }| DeniedSvid {
+        serial: serial.clone(),
+        of: of.clone(),
+        until: *until,
+    });
+    EpochFloor { svids: svids.collect(), ..EpochFloor::default() }
 }
 
 fn of_devices(mirror: &Mirror, which: impl Fn(&DeviceId, &DeviceRecord) -> bool) -> EpochFloor {
@@ -178,7 +235,7 @@ mod tests {
         room.authority.entry_delete(&target, Some(7)).await.unwrap();
         let mut floor = EpochFloor::default();
         for ask in &asks {
-            let said = room.authority.epochs_after(ask);
+            let said = room.authority.epochs_after(&nobody(), ask);
             assert!(!said.is_empty(), "{ask:?}");
             let text = serde_json::to_string(&said).unwrap();
             floor.merge(serde_json::from_str(&text).unwrap());
@@ -216,6 +273,7 @@ mod tests {
             devices: BTreeMap::from([(DeviceId(crate::model::Digest::of(b"nobody")), 9)]),
             entries: BTreeMap::from([(a, 2), (EntryId::random(), 9)]),
             deleted: BTreeSet::from([EntryId::random()]),
+            ..EpochFloor::default()
         };
         assert!(!room.authority.raise_epochs(&floor).await.unwrap());
         assert_eq!(room.store.rows(), before);

@@ -177,6 +177,11 @@ impl Authority {
         self.ca.life()
     }
 
+    /// The time by its clock.
+    pub fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
     /// From this moment on, time counts as right: nothing is signed once the wall clock has
     /// stepped by more than 5 minutes against the boot clock, until this is called again.
     pub fn trust_clock(&self, now: Moment) {
@@ -217,6 +222,10 @@ impl Authority {
             Ask::EntryList { after } => Ok(self.entry_list(after.as_ref())),
             Ask::EntryDelete { .. } => self.entry_delete(target, under).await,
             Ask::Revoke { spiffe_id, resume } => self.revoke(spiffe_id, *resume, under).await,
+            Ask::RevokeSvid { spiffe_id, serial } => {
+                self.revoke_svid(spiffe_id, serial, under, now).await
+            }
+            Ask::Retract { svids } => self.retract(caller, svids, under, now).await,
             _ => Err(Failure::new(Code::Internal, Reason::Invalid)),
         }
     }
@@ -293,6 +302,6 @@ fn view(
         own_issuers: own_issuers.clone(),
         devices: mirror.device_statuses().clone(),
         entries: mirror.entry_statuses().clone(),
-        denied: Arc::default(),
+        denied: mirror.denied_svids().clone(),
     }
 }

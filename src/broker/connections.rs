@@ -135,7 +135,9 @@ impl Connections {
         self.review(identity, now, |standing| match standing {
             Standing::Live => None,
             Standing::Expired | Standing::NotYet => Some(CloseCode::Expired),
-            Standing::Revoked | Standing::Unknown => Some(CloseCode::Revoked),
+            Standing::Revoked | Standing::SvidRevoked | Standing::Unknown => {
+                Some(CloseCode::Revoked)
+            }
         })
     }
 

@@ -34,7 +34,7 @@ impl Line {
         ask: &Ask,
         released: &Released,
     ) -> Result<(), Failure> {
-        self.note_epochs(request, ask).await?;
+        self.note_epochs(request, caller, ask).await?;
         match told(caller, ask, released)? {
             Some((what, detail)) => self.note_identity(request, what, detail).await,
             None => Ok(()),
@@ -65,8 +65,13 @@ impl Line {
 
     /// A revocation stands in the log too, so that no restored store forgets it. It is in force
     /// already; only its acknowledgement waits for this.
-    async fn note_epochs(&self, request: RequestId, ask: &Ask) -> Result<(), Failure> {
-        let floor = self.parts().authority.epochs_after(ask);
+    async fn note_epochs(
+        &self,
+        request: RequestId,
+        caller: &Caller,
+        ask: &Ask,
+    ) -> Result<(), Failure> {
+        let floor = self.parts().authority.epochs_after(caller, ask);
         if floor.is_empty() {
             return Ok(());
         }

@@ -6,12 +6,13 @@ use super::access::{Access, Asking};
 use super::args::{DeviceAction, EntryAction, IdentityAction, OperatorAction, TokenAction};
 use super::fault::Fault;
 use super::listing::{devices, entries};
+use super::logs::issued_to;
 use super::output::{Output, printable, table};
 use super::secrets::unexpected;
 use crate::app;
 use crate::model::{
     Action, Answer, Ask, DeviceClass, DeviceId, DeviceSummary, Digest, Entry, EntryDraft, EntryId,
-    SecretValue, Selector, SpiffeId, TrustDomain, did_you_mean,
+    SecretValue, Selector, Serial, SpiffeId, TrustDomain, did_you_mean,
 };
 
 pub async fn whoami(access: &Access, output: &Output) -> Result<(), Fault> {
@@ -349,9 +350,13 @@ pub async fn identity(
     access: &Access,
     output: &Output,
 ) -> Result<(), Fault> {
-    let IdentityAction::Revoke { id, resume } = action;
+    let IdentityAction::Revoke { id, resume, serial } = action;
     let asking = access.connect().await?;
-    let spiffe_id = spiffe_id(&id, &asking.credentials.domain)?;
+    let id = id.map(|id| spiffe_id(&id, &asking.credentials.domain)).transpose()?;
+    if let Some(serial) = serial {
+        return revoke_svid(&asking, id, &serial, output).await;
+    }
+    let spiffe_id = id.ok_or_else(|| Fault::usage("no identity is named"))?;
     let said = match resume {
         true => format!("{spiffe_id} may be issued again"),
         false => {
@@ -359,4 +364,31 @@ pub async fn identity(
         }
     };
     done_on(&asking, Ask::Revoke { spiffe_id, resume }, &said, output).await
+}
+
+/// Ends one SVID. Whose it is stands in the record of its issue, unless it is said.
+async fn revoke_svid(
+    asking: &Asking,
+    id: Option<SpiffeId>,
+    serial: &str,
+    output: &Output,
+) -> Result<(), Fault> {
+    // As other tools write it: upper case, colons between the bytes, a zero byte before a high bit.
+    let plain = serial.replace(':', "").to_ascii_lowercase();
+    let plain = plain.strip_prefix("00").unwrap_or(&plain);
+    let serial = Serial::parse(plain).map_err(|error| {
+        Fault::usage(format!("`{serial}` is no serial number")).cause(error.to_string())
+    })?;
+    let spiffe_id = match id {
+        Some(id) => id,
+        None => issued_to(asking, &serial).await?.ok_or_else(|| {
+            Fault::failed(format!("the log knows of no SVID with the serial number {serial}"))
+                .hint("name its SPIFFE ID too: `doorward identity revoke ID --serial HEX`")
+        })?,
+    };
+    let said = format!(
+        "the SVID {serial} of {spiffe_id} is dead at this broker, its connections closed; the \
+         workload may be given another one"
+    );
+    done_on(asking, Ask::RevokeSvid { spiffe_id, serial }, &said, output).await
 }

@@ -12,10 +12,12 @@ use super::fault::Fault;
 use super::output::{Output, printable};
 use super::secrets::unexpected;
 use crate::decision_log::verify_dir;
-use crate::model::{Answer, Ask, RequestId, SecretValue};
+use crate::model::{Answer, Ask, RequestId, SecretValue, Serial, SpiffeId};
 
 /// Requests of a follower's own that are remembered: he has read the older ones long ago.
 const OWN_KEPT: usize = 1024;
+/// Records that are searched at once for the issue of an SVID, from the newest on.
+const ISSUED_STEP: u64 = 100_000;
 
 /// Checks a log's directory with nothing but its public key.
 pub fn verify(dir: &Path, key: Option<&str>, output: &Output) -> Result<(), Fault> {
@@ -194,6 +196,40 @@ async fn tail(
         }
         from = next.max(from);
     }
+}
+
+/// To whom an SVID with this serial number was issued: the newest one first.
+pub async fn issued_to(asking: &Asking, serial: &Serial) -> Result<Option<SpiffeId>, Fault> {
+    let mut log = Reading::new(asking);
+    let text = serial.to_string();
+    let (_, _, mut end) = log.page(u64::MAX, 1, None).await?;
+    while end > 0 {
+        let begin = end.saturating_sub(ISSUED_STEP);
+        let mut from = begin;
+        while from < end {
+            let (records, next, _) = log.page(from, 1000, Some(text.clone())).await?;
+            if let Some(id) = records.iter().find_map(|record| issued_with(record, &text)) {
+                return Ok(Some(id));
+            }
+            if next <= from {
+                break;
+            }
+            from = next;
+        }
+        end = begin;
+    }
+    Ok(None)
+}
+
+/// The identity, if this is the record of the issue of a workload's SVID.
+fn issued_with(record: &Value, serial: &str) -> Option<SpiffeId> {
+    let word = |pointer: &str| record.pointer(pointer).and_then(Value::as_str);
+    let is_it =
+        word("/record/what") == Some("issued") && word("/record/detail/serial") == Some(serial);
+    is_it
+        .then(|| word("/record/detail/spiffe_id"))
+        .flatten()
+        .and_then(|id| SpiffeId::parse(id).ok())
 }
 
 pub async fn explain(request: &str, access: &Access, output: &Output) -> Result<(), Fault> {

@@ -247,13 +247,18 @@ pub enum EntryAction {
 /// `doorward identity …`
 #[derive(Debug, Subcommand)]
 pub enum IdentityAction {
-    /// End every living SVID of a SPIFFE ID, now; its entries stay suspended
+    /// End every living SVID of a SPIFFE ID, now; its entries stay suspended. With --serial, end one
+    /// SVID: its workload may be given another
     Revoke {
-        /// The SPIFFE ID, or its path
-        id: String,
+        /// The SPIFFE ID, or its path; with --serial the log knows it
+        #[arg(required_unless_present = "serial")]
+        id: Option<String>,
         /// Let the entries give SVIDs again
         #[arg(long)]
         resume: bool,
+        /// The serial number of the one SVID to end, in hexadecimal digits
+        #[arg(long, value_name = "HEX", conflicts_with = "resume")]
+        serial: Option<String>,
     },
 }
 

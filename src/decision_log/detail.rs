@@ -45,6 +45,13 @@ pub(super) fn of(line: &mut Line, ask: &Ask) {
         Ask::Revoke { resume, .. } => {
             line.key("detail").object(|line| line.key("resume").truth(*resume));
         }
+        Ask::RevokeSvid { serial, .. } => {
+            line.key("detail").object(|line| line.key("serial").display(serial));
+        }
+        Ask::Retract { svids } => {
+            let count = u64::try_from(svids.len()).unwrap_or(u64::MAX);
+            line.key("detail").object(|line| line.key("svids").number(count));
+        }
         Ask::LogRead { from, holding, limit } => line.key("detail").object(|line| {
             line.key("from").number(*from);
             if let Some(holding) = holding {

@@ -18,8 +18,10 @@ pub enum Standing {
     Expired,
     /// Before its notBefore.
     NotYet,
-    /// Its serial, entry or device was revoked, or its epoch is an old one.
+    /// Its entry or device was revoked, or its epoch is an old one.
     Revoked,
+    /// This one certificate was revoked, by its serial number.
+    SvidRevoked,
     /// Its trust domain, device or entry is not known here (any more).
     Unknown,
 }

@@ -46,4 +46,4 @@ pub use peer::{Applicant, BrokerTask, Peer, SvidPeer, Task};
 pub use svid_error::SvidError;
 pub use verifier::{ApplicantVerifier, SvidVerifier};
 pub use verify::VerifiedSvid;
-pub use view::{Bundle, DeviceStatus, EntryStatus, Identity, View};
+pub use view::{Bundle, Denied, DeniedFor, DeviceStatus, EntryStatus, Identity, View};

@@ -10,7 +10,7 @@ use super::extension::SvidExtension;
 use super::place::Place;
 use super::trust::Trust;
 use super::verify::VerifiedSvid;
-use super::view::{DeviceStatus, EntryStatus, View};
+use super::view::{DeniedFor, DeviceStatus, EntryStatus, View};
 use crate::model::{DeviceClass, DeviceId, EntryId, Moment};
 
 /// What recognising finds out about an SVID.
@@ -34,7 +34,7 @@ pub(super) fn judge(trust: &Trust, svid: &VerifiedSvid, now: Moment) -> Judged {
     let (kind, fits) = found.kind(svid.place);
     let standing = match is_rooted(trust, svid) {
         false => Standing::Unknown,
-        true if is_denied(view, svid) => Standing::Revoked,
+        true if is_denied(view, svid) => Standing::SvidRevoked,
         true if !fits => Standing::Unknown,
         true => found.standing(kind).unwrap_or_else(|| dates(svid, now)),
     };
@@ -58,7 +58,13 @@ fn is_rooted(trust: &Trust, svid: &VerifiedSvid) -> bool {
 }
 
 fn is_denied(view: &View, svid: &VerifiedSvid) -> bool {
-    !view.denied.is_empty() && view.denied.contains(&svid.serial)
+    let Some(denied) = view.denied.get(&svid.serial) else { return false };
+    denied.iter().any(|whose| match whose {
+        DeniedFor::Identity(id) => *id == *svid.id,
+        DeniedFor::Device(device) => {
+            svid.extension.as_ref().is_some_and(|ours| ours.device == *device)
+        }
+    })
 }
 
 fn dates(svid: &VerifiedSvid, now: Moment) -> Standing {

@@ -281,7 +281,7 @@ fn only(domain: TrustDomain, roots: Vec<CertificateDer<'static>>) -> View {
         own_issuers: Arc::new(HashSet::new()),
         devices: Arc::new(HashMap::new()),
         entries: Arc::new(HashMap::new()),
-        denied: Arc::new(HashSet::new()),
+        denied: Arc::default(),
     }
 }
 

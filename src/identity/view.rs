@@ -16,7 +16,7 @@ use super::standing;
 use super::svid_error::SvidError;
 use super::trust::Trust;
 use super::verify::{VerifiedSvid, verify};
-use crate::model::{DeviceClass, DeviceId, Digest, EntryId, Moment, Serial, TrustDomain};
+use crate::model::{DeviceClass, DeviceId, Digest, EntryId, Moment, Serial, SpiffeId, TrustDomain};
 
 /// The roots of one trust domain; never merged with another's.
 #[derive(Debug, Clone, Default)]
@@ -58,8 +58,21 @@ pub struct View {
     pub devices: Arc<HashMap<DeviceId, DeviceStatus>>,
     /// Known entries.
     pub entries: Arc<HashMap<EntryId, EntryStatus>>,
-    /// Serials that are dead whatever else holds.
-    pub denied: Arc<HashSet<Serial>>,
+    /// SVIDs that are dead whatever else holds: whose, by their serial numbers.
+    pub denied: Arc<Denied>,
+}
+
+/// Revoked SVIDs, by serial number. One of them is dead for these identities and devices only: who
+/// may end the SVIDs of one can't end another's by naming its number.
+pub type Denied = HashMap<Serial, Vec<DeniedFor>>;
+
+/// Whose SVID of a serial number is dead.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum DeniedFor {
+    /// The one with this identity in it.
+    Identity(SpiffeId),
+    /// The one that was issued to this device.
+    Device(DeviceId),
 }
 
 /// The room's one shared part.
@@ -243,6 +256,21 @@ mod tests {
             ])),
             ..world.view()
         }
+    }
+
+    trait ParseId {
+        fn parse_id(&self) -> SpiffeId;
+    }
+
+    impl<T: AsRef<str>> ParseId for T {
+        fn parse_id(&self) -> SpiffeId {
+            SpiffeId::parse(self.as_ref()).unwrap()
+        }
+    }
+
+    fn deny(view: &mut View, whose: DeniedFor) {
+        let serial = Serial(vec![0x5a; 16].into());
+        Arc::make_mut(&mut view.denied).entry(serial).or_default().push(whose);
     }
 
     fn chain(
@@ -449,7 +477,7 @@ mod tests {
         let laptop = DeviceId::of_key(LAPTOP);
         let own = TrustDomain::parse(OWN).unwrap();
         type Change = fn(&mut View, DeviceId, &TrustDomain);
-        let changes: [(&str, Change, Standing); 8] = [
+        let changes: [(&str, Change, Standing); 11] = [
             ("nothing of it", |_, _, _| {}, Standing::Live),
             (
                 "another device",
@@ -469,11 +497,24 @@ mod tests {
                 Standing::Revoked,
             ),
             (
-                "its serial number",
-                |v, _, _| {
-                    Arc::make_mut(&mut v.denied).insert(Serial(vec![0x5a; 16].into()));
-                },
-                Standing::Revoked,
+                "its serial number, for its identity",
+                |v, _, _| deny(v, DeniedFor::Identity(WORKLOAD.parse_id())),
+                Standing::SvidRevoked,
+            ),
+            (
+                "its serial number, for its device",
+                |v, laptop, _| deny(v, DeniedFor::Device(laptop)),
+                Standing::SvidRevoked,
+            ),
+            (
+                "its serial number, for another identity",
+                |v, _, _| deny(v, DeniedFor::Identity(format!("{WORKLOAD}/x").parse_id())),
+                Standing::Live,
+            ),
+            (
+                "its serial number, for another device",
+                |v, _, _| deny(v, DeniedFor::Device(DeviceId::of_key(LOST))),
+                Standing::Live,
             ),
             (
                 "its entry",
@@ -518,9 +559,9 @@ mod tests {
         let standing = |identity: &Identity| identity.recognise(&peer, late).standing();
         assert_eq!(standing(&identity), Standing::Expired);
         let mut denied = view(&world);
-        Arc::make_mut(&mut denied.denied).insert(Serial(vec![0x5a; 16].into()));
+        deny(&mut denied, DeniedFor::Device(DeviceId::of_key(LAPTOP)));
         identity.install(denied.clone());
-        assert_eq!(standing(&identity), Standing::Revoked, "rather than expired");
+        assert_eq!(standing(&identity), Standing::SvidRevoked, "rather than expired");
         denied.bundles = Arc::default();
         identity.install(denied);
         assert_eq!(standing(&identity), Standing::Unknown, "rather than revoked");

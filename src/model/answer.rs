@@ -98,6 +98,8 @@ reasons! {
     IdentityUnknown = "D303" "identity_unknown",
     /// The certificate has not begun.
     IdentityNotYet = "D304" "identity_not_yet",
+    /// This one SVID was revoked, or the process that it was issued for is no more.
+    SvidRevoked = "D305" "svid_revoked",
     /// A rule would allow it at another time.
     Window = "D401" "window",
     /// The object does not exist.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceClass, DeviceId, Digest};
 use super::entry::{EntryDraft, WorkloadFacts};
-use super::ids::{EntryId, RequestId};
+use super::ids::{EntryId, RequestId, Serial};
 use super::name::{SecretName, SecretPrefix};
 use super::object::Action;
 use super::secret::Labels;
@@ -22,6 +22,16 @@ pub enum Kind {
     Authority,
     /// Everything else: evidence, policy, log, backup.
     Administration,
+}
+
+/// One SVID that its agent takes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetractedSvid {
+    /// Its serial number.
+    pub serial: Serial,
+    /// Its end, in seconds since 1970: from then on nobody need remember it.
+    pub until: i64,
 }
 
 /// One request. In JSON: one key, the operation, with its fields: `{"read":{"name":"pay/db/url"}}`.
@@ -211,6 +221,19 @@ pub enum Ask {
         #[serde(default)]
         resume: bool,
     },
+    /// Ends one SVID. Its entry stays in force: the workload's agent may have a new one issued.
+    RevokeSvid {
+        /// The identity that stands in it.
+        spiffe_id: SpiffeId,
+        /// Its serial number.
+        serial: Serial,
+    },
+    /// Ends SVIDs of processes that are no more, or that are other programs by now. Only ever those
+    /// that were issued to the caller's own device.
+    Retract {
+        /// Them: 1 to 64.
+        svids: Vec<RetractedSvid>,
+    },
 
     /// The policy bundle that is active.
     PolicyRead {},
@@ -267,6 +290,8 @@ impl Ask {
             Self::Issue { .. } => Action::Issue,
             Self::OperatorRemove { .. } | Self::DeviceRevoke { .. } => Action::Revoke,
             Self::EntryDelete { .. } | Self::Revoke { .. } => Action::Revoke,
+            Self::RevokeSvid { .. } => Action::Revoke,
+            Self::Retract { .. } => Action::Report,
             Self::PolicyRollback {} => Action::Rollback,
             Self::Explain { .. } => Action::Explain,
             Self::BackupData {} | Self::BackupKeys { .. } => Action::Take,
@@ -302,6 +327,8 @@ impl Ask {
             Self::EntryList { .. } => "entry_list",
             Self::EntryDelete { .. } => "entry_delete",
             Self::Revoke { .. } => "revoke",
+            Self::RevokeSvid { .. } => "revoke_svid",
+            Self::Retract { .. } => "retract",
             Self::PolicyRead {} => "policy_read",
             Self::PolicyActivate {} => "policy_activate",
             Self::PolicyRollback {} => "policy_rollback",
@@ -334,6 +361,7 @@ impl Ask {
                 Kind::Authority
             }
             Self::EntryDelete { .. } | Self::Revoke { .. } => Kind::Authority,
+            Self::RevokeSvid { .. } | Self::Retract { .. } => Kind::Authority,
             Self::CanI { .. } | Self::Report { .. } | Self::PolicyRead {} => Kind::Administration,
             Self::PolicyActivate {} | Self::PolicyRollback {} => Kind::Administration,
             Self::LogRead { .. } | Self::Explain { .. } | Self::Status {} => Kind::Administration,
@@ -351,6 +379,7 @@ impl Ask {
                 | Self::Report { .. }
                 | Self::Renew {}
                 | Self::Duties { .. }
+                | Self::Retract { .. }
                 | Self::Enroll { .. }
         )
     }
@@ -388,6 +417,8 @@ mod tests {
             format!(r#"{{"device_revoke":{{"class":"server","id":"{device}"}}}}"#),
             r#"{"entry_list":{}}"#.to_owned(),
             format!(r#"{{"entry_delete":{{"spiffe_id":"spiffe://d.example/a","id":"{id}"}}}}"#),
+            r#"{"revoke_svid":{"spiffe_id":"spiffe://d.example/a","serial":"5a"}}"#.to_owned(),
+            r#"{"retract":{"svids":[{"serial":"5a","until":1}]}}"#.to_owned(),
             r#"{"policy_activate":{}}"#.to_owned(),
             r#"{"policy_rollback":{}}"#.to_owned(),
             r#"{"log_read":{"from":0,"limit":1}}"#.to_owned(),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use super::clock::Moment;
+use super::limits::SERIAL_MAX;
 
 /// The text is no id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -107,6 +108,45 @@ impl fmt::Display for EntryId {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial(pub Box<[u8]>);
 
+/// Why a text is no serial number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a serial number is 1 to {SERIAL_MAX} bytes as lower-case hexadecimal digits, without leading \
+     zero bytes"
+)]
+pub struct SerialError;
+
+impl Serial {
+    /// Parses the one form that is ever written.
+    ///
+    /// # Errors
+    /// When the text is of another form.
+    pub fn parse(text: &str) -> Result<Self, SerialError> {
+        let plain = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
+        if text.len() > 2 * SERIAL_MAX || !text.bytes().all(plain) {
+            return Err(SerialError);
+        }
+        let bytes = hex::decode(text).map_err(|_| SerialError)?;
+        match bytes.first() {
+            None | Some(0) => Err(SerialError),
+            Some(_) => Ok(Self(bytes.into())),
+        }
+    }
+}
+
+impl Serialize for Serial {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Serial {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(&self.0))
@@ -122,6 +162,19 @@ impl fmt::Debug for Serial {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_serial_number_has_one_form() {
+        for good in ["01", "5a", "017c2351d48db52f61c4238be2b01256f4", &"ff".repeat(20)] {
+            let serial = Serial::parse(good).unwrap();
+            assert_eq!(serial.to_string(), good);
+            let json = serde_json::to_string(&serial).unwrap();
+            assert_eq!(serde_json::from_str::<Serial>(&json).unwrap(), serial);
+        }
+        for bad in ["", "0", "00", "0001", "5A", "5a5", "0x5a", "5a:5a", " 5a", &"ff".repeat(21)] {
+            assert_eq!(Serial::parse(bad), Err(SerialError), "{bad:?}");
+        }
+    }
 
     #[test]
     fn an_id_has_one_form() {

@@ -299,6 +299,19 @@ pub const DEVICES_MAX: usize = 100_000;
 pub const ENTRIES_MAX: usize = 20_000;
 /// Entries that one `revoke` may touch, so that one commit stays small.
 pub const ENTRIES_PER_ID: usize = 256;
+/// A certificate's serial number, in bytes (RFC 5280 §4.1.2.2).
+pub const SERIAL_MAX: usize = 20;
+/// The longest life that an entry may give its SVIDs: that of any revoked serial number in memory.
+pub const SVID_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Single SVIDs that are revoked and have not ended by themselves yet: each is a row and a place in
+/// memory.
+pub const DENIED_MAX: usize = 64 * 1024;
+/// … and of one device, whose processes come and go.
+pub const DENIED_PER_DEVICE: usize = 4 * 1024;
+/// SVIDs that one `retract` names.
+pub const RETRACT_MAX: usize = 64;
+/// Rows of ended SVIDs that one change takes away beside its own.
+pub const DENIED_SWEPT: usize = 256;
 /// Public keys of living SVIDs that are remembered, so that one key serves one identity.
 pub const LIVING_KEYS_MAX: usize = 128 * 1024;
 

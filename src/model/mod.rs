@@ -27,13 +27,13 @@ pub use answer::{
     Answer, Code, DeviceSummary, OperatorToken, Reason, Refusal, SecretItem, VersionItem,
     VersionState,
 };
-pub use ask::{Ask, Kind};
+pub use ask::{Ask, Kind, RetractedSvid};
 pub use client_ref::{ClientRef, ClientRefError};
 pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis};
 pub use device::{DeviceClass, DeviceId, Digest, DigestError};
 pub use diagnostic::{Diagnostic, did_you_mean};
 pub use entry::{Entry, EntryDraft, EntryError, Selector, WorkloadFacts};
-pub use ids::{EntryId, IdError, RequestId, Serial};
+pub use ids::{EntryId, IdError, RequestId, Serial, SerialError};
 pub use join_secret::join_secret_digest;
 pub use name::{NameError, Namespace, SecretName, SecretPrefix, check_segment};
 pub use object::{Action, Object, ObjectError};

@@ -348,6 +348,7 @@ fn refusal_before_rules(asker: &Asker<'_>, ask: &Ask) -> Option<Judgement> {
             return Some(Judgement { code: Code::Expired, ..denied });
         }
         Standing::Revoked => return Some(Judgement::denied(Reason::Revoked)),
+        Standing::SvidRevoked => return Some(Judgement::denied(Reason::SvidRevoked)),
         Standing::Unknown => return Some(Judgement::denied(Reason::IdentityUnknown)),
         Standing::NotYet => return Some(Judgement::denied(Reason::IdentityNotYet)),
     }

@@ -4,9 +4,9 @@
 //! |---|---|
 //! | read, write, list, versions, activate, delete, undelete, label | `secret/<name>` |
 //! | whoami, can-i | `svid/<own path>` |
-//! | report, renew, duties | the caller's `device/<class>/<id>`; without a device `svid/<own path>` |
+//! | report, renew, duties, retract | the caller's `device/<class>/<id>`; without a device `svid/<own path>` |
 //! | enroll | `device/any/applicant` |
-//! | issue, revoke | `svid/<path>` |
+//! | issue, revoke, revoke svid | `svid/<path>` |
 //! | operator remove | `svid/doorward/operator/<name>` |
 //! | operator add, token create | `device/person/new`, `device/<class>/new` |
 //! | device list, show, revoke | `device/all`, `device/<class>/<id>` |
@@ -99,13 +99,15 @@ pub(super) fn object(
         Ask::Undelete { name, .. } | Ask::Label { name, .. } => secret(name),
         Ask::List { prefix, .. } => return Ok(format!("secret/{prefix}")),
         Ask::Whoami {} | Ask::CanI { .. } => return Ok(asker.own_svid()),
-        Ask::Report { .. } | Ask::Renew {} | Ask::Duties { .. } => {
+        Ask::Report { .. } | Ask::Renew {} | Ask::Duties { .. } | Ask::Retract { .. } => {
             return Ok(asker.own_device().unwrap_or_else(|| asker.own_svid()));
         }
         Ask::Enroll { .. } => return Ok(APPLICANT_OBJECT.to_owned()),
         Ask::Issue { spiffe_id, .. } if spiffe_id.is_reserved() => return Err(NoObject::Forbidden),
         Ask::Issue { spiffe_id, .. } => Object::Svid(own(spiffe_id)?),
-        Ask::Revoke { spiffe_id, .. } => Object::Svid(own(spiffe_id)?),
+        Ask::Revoke { spiffe_id, .. } | Ask::RevokeSvid { spiffe_id, .. } => {
+            Object::Svid(own(spiffe_id)?)
+        }
         Ask::TokenCreate { class, .. } => Object::NewDevice(class.clone()),
         Ask::OperatorAdd { name } => {
             check_segment(1, name).map_err(|_| NoObject::Invalid)?;
@@ -152,7 +154,9 @@ fn own_rule(asker: &Asker<'_>, ask: &Ask) -> Option<&'static str> {
         (Ask::Enroll { .. }, CallerKind::Applicant) => Some("self-enroll"),
         (_, CallerKind::Applicant | CallerKind::Broker(_)) => None,
         (Ask::Whoami {} | Ask::CanI { .. }, _) => Some("self-read"),
-        (Ask::Report { .. }, CallerKind::Agent) if has_device => Some("self-report"),
+        (Ask::Report { .. } | Ask::Retract { .. }, CallerKind::Agent) if has_device => {
+            Some("self-report")
+        }
         (Ask::Duties { .. }, CallerKind::Agent) if has_device => Some("self-duties"),
         (Ask::Renew {}, CallerKind::Agent | CallerKind::Operator) if has_device => {
             Some("self-renew")
@@ -205,9 +209,8 @@ pub(super) fn may_know_of(ask: &Ask, object: &str) -> (Action, String) {
     match ask {
         Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => list_of(Object::Devices),
         Ask::OperatorRemove { .. } => list_of(Object::Devices),
-        Ask::EntryDelete { .. } | Ask::Revoke { .. } | Ask::Issue { .. } => {
-            list_of(Object::Entries)
-        }
+        Ask::EntryDelete { .. } | Ask::Issue { .. } => list_of(Object::Entries),
+        Ask::Revoke { .. } | Ask::RevokeSvid { .. } => list_of(Object::Entries),
         _ => (Action::List, object.to_owned()),
     }
 }

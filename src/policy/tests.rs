@@ -367,6 +367,7 @@ fn whoever_does_not_count_is_denied_before_any_rule() {
     for (standing, code, reason) in [
         (Standing::Expired, Code::Expired, Reason::IdentityExpired),
         (Standing::Revoked, Code::Denied, Reason::Revoked),
+        (Standing::SvidRevoked, Code::Denied, Reason::SvidRevoked),
         (Standing::Unknown, Code::Denied, Reason::IdentityUnknown),
         (Standing::NotYet, Code::Denied, Reason::IdentityNotYet),
     ] {

@@ -22,6 +22,7 @@ mod postgres;
 mod scene;
 mod sealed;
 mod snapshots;
+mod svids;
 mod tidy;
 mod vectors;
 mod workload_api;
