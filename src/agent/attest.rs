@@ -25,6 +25,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{Mode, fstatat};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::cgroup::unit_of;
 use super::exe::ExeDigests;
@@ -85,12 +87,19 @@ pub struct PeerProcess {
 }
 
 /// What a process is at one moment; equal as long as it is the same program of the same user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Standing {
     start_ticks: u64,
     uid: u32,
     gid: u32,
     exe: Option<(u64, u64)>,
+}
+
+/// Tells one program in one process from every other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Instance {
+    pid: u32,
+    standing: Standing,
 }
 
 /// A process with what the kernel says of it.
@@ -281,6 +290,20 @@ impl Attested {
     /// Whether the process still runs.
     pub fn is_alive(&self) -> bool {
         self.process.is_alive()
+    }
+
+    /// Which program in which process it is.
+    pub(super) fn instance(&self) -> Instance {
+        Instance { pid: self.process.pid, standing: self.standing }
+    }
+
+    /// Its pidfd once more, to wait for the end of the process: it is readable from then on. `None`
+    /// on older kernels. To be called in a runtime.
+    pub(super) fn pidfd(&self) -> Option<AsyncFd<OwnedFd>> {
+        let pidfd = self.process.pidfd.as_ref()?.try_clone().ok()?;
+        // SAFETY: an OwnedFd is open for as long as it lives, always answers with the same number,
+        // and belongs to the AsyncFd alone from here on.
+        unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.ok()
     }
 
     /// Looks again: the same living process, the same user, the same program. To be called on every

@@ -5,11 +5,12 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::duties::Unmatched;
 use super::shared::Shared;
 use super::uplink::certificates;
-use crate::model::{Answer, Ask, Entry, Refusal, SecretValue, WorkloadFacts};
+use crate::model::{Answer, Ask, Entry, Refusal, SecretValue, Serial, WorkloadFacts};
 use crate::wire::ClientError;
 
 /// Why a workload gets no answer.
@@ -39,6 +40,7 @@ pub(super) struct Issued {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) bundle: Vec<CertificateDer<'static>>,
     pub(super) until: OffsetDateTime,
+    pub(super) serial: Serial,
 }
 
 /// Has it issued. `agent_held` says whether the key stays with the agent.
@@ -79,5 +81,13 @@ pub(super) async fn issued(
     if spiffe_id != entry.draft.spiffe_id || until <= now {
         return Err(odd);
     }
-    Ok(Issued { chain, bundle, until })
+    let serial = chain.first().and_then(|leaf| serial_of(leaf)).ok_or(odd)?;
+    Ok(Issued { chain, bundle, until, serial })
+}
+
+/// The serial number of a certificate.
+fn serial_of(leaf: &[u8]) -> Option<Serial> {
+    let (_, leaf) = X509Certificate::from_der(leaf).ok()?;
+    let raw = leaf.raw_serial();
+    Serial::parse(&hex::encode(raw.strip_prefix(&[0]).unwrap_or(raw))).ok()
 }

@@ -10,6 +10,7 @@ mod cgroup;
 mod duties;
 mod exe;
 pub mod facts;
+mod given;
 mod home;
 mod http;
 mod issued;

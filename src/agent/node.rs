@@ -165,6 +165,7 @@ impl Agent {
         };
         let uplink = Uplink { settings, device, clock, shared, shutdown: shutdown.clone() };
         let serving = server.serve(Upstream::Broker(workloads.clone()), digests, shutdown.clone());
+        let watching = watch_processes(workloads.clone(), shutdown.clone());
         let sweeping = sweep(workloads, shutdown);
         let mut tasks: Vec<AgentTask> = vec![
             ("agent-local", Box::pin(async move { serving.await.map_err(AgentError::Serve) })),
@@ -172,6 +173,13 @@ impl Agent {
                 "agent-sweep",
                 Box::pin(async move {
                     sweeping.await;
+                    Ok(())
+                }),
+            ),
+            (
+                "agent-watch",
+                Box::pin(async move {
+                    watching.await;
                     Ok(())
                 }),
             ),
@@ -190,6 +198,13 @@ impl Agent {
             tasks.push(("agent-workload-api", Box::pin(serving)));
         }
         tasks
+    }
+}
+
+async fn watch_processes(workloads: Arc<Workloads>, mut shutdown: watch::Receiver<bool>) {
+    tokio::select! {
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        never = workloads.watch() => match never {},
     }
 }
 

@@ -13,8 +13,9 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use super::attest::Attested;
+use super::attest::{AttestError, Attested};
 use super::duties::{Duties, Unmatched};
+use super::given::Given;
 use super::issued::{Issued, NO_CONNECTION, NO_UPLINK, WorkloadError, issued};
 use super::keys::WorkloadKey;
 use super::shared::Shared;
@@ -92,6 +93,7 @@ pub(super) struct Workloads {
     clock: Arc<dyn Clock>,
     domain: TrustDomain,
     broker: String,
+    given: Given,
     slots: Mutex<HashMap<SlotKey, Arc<Slot>>>,
     uses: AtomicU64,
 }
@@ -104,7 +106,8 @@ impl Workloads {
         broker: String,
     ) -> Arc<Self> {
         let (slots, uses) = (Mutex::default(), AtomicU64::new(0));
-        Arc::new(Self { shared, clock, domain, broker, slots, uses })
+        let given = Given::new(shared.clone(), clock.clone());
+        Arc::new(Self { shared, clock, domain, broker, given, slots, uses })
     }
 
     /// Whether workloads can be served.
@@ -257,23 +260,32 @@ impl Workloads {
     ) -> Result<Live, WorkloadError> {
         let key =
             WorkloadKey::generate().map_err(|_| WorkloadError::Internal("no key could be made"))?;
-        let Issued { chain, bundle, until } =
+        let Issued { chain, bundle, until, .. } =
             issued(&self.shared, facts, entry, key.spki(), true, now).await?;
         let renew_at = half_way(now, until);
         Ok(Live { key, chain, bundle, until, renew_at, client: None })
     }
 
-    /// An SVID over a key that goes to the workload; who opened it is told in the certificate.
+    /// An SVID over a key that goes to the workload; who opened it is told in the certificate. It is
+    /// taken back when the process ends or becomes another.
     pub(super) async fn issue_for(
         &self,
-        facts: &WorkloadFacts,
+        who: &Arc<Attested>,
         entry: &Entry,
         spki: &[u8],
         now: OffsetDateTime,
     ) -> Result<Issued, WorkloadError> {
         let late = WorkloadError::Unavailable("the broker gave no answer in time");
-        let issuing = issued(&self.shared, facts, entry, spki, false, now);
-        tokio::time::timeout(ASK_MAX, issuing).await.unwrap_or(Err(late))
+        self.given.has_room(who)?;
+        let issuing = issued(&self.shared, who.facts(), entry, spki, false, now);
+        let issued = tokio::time::timeout(ASK_MAX, issuing).await.unwrap_or(Err(late))?;
+        self.given.note(who, issued.serial.clone(), issued.until.unix_timestamp());
+        Ok(issued)
+    }
+
+    /// Watches the processes that hold SVIDs, for ever.
+    pub(super) async fn watch(&self) -> std::convert::Infallible {
+        self.given.watch().await
     }
 
     async fn connect(&self, held: &Live) -> Result<Client, WorkloadError> {
@@ -297,14 +309,27 @@ impl Workloads {
     pub(super) async fn sweep(&self) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(SWEEP).await;
-            self.bury();
+            self.bury().await;
         }
     }
 
-    fn bury(&self) {
+    /// Drops the keys of processes that have ended or are other programs by now, which closes their
+    /// connections.
+    async fn bury(&self) {
+        let all: Vec<_> =
+            self.slots().iter().map(|(key, slot)| (key.clone(), slot.who.clone())).collect();
+        let looking = tokio::task::spawn_blocking(move || {
+            let is_over = |who: &Attested| {
+                matches!(who.still_same(), Err(AttestError::Gone | AttestError::Changed))
+            };
+            all.into_iter().filter(|(_, who)| is_over(who)).map(|(key, _)| key).collect::<Vec<_>>()
+        });
+        let over = looking.await.unwrap_or_default();
         let now = self.clock.now().boot();
         let mut slots = self.slots();
-        slots.retain(|_, slot| slot.who.is_alive());
+        for key in &over {
+            slots.remove(key);
+        }
         for slot in slots.values() {
             let used_at = Duration::from_secs(slot.used_at_s.load(Ordering::Relaxed));
             if now.saturating_sub(used_at) > IDLE {
@@ -403,8 +428,8 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &workloads.slot(&who, entry(0))), "the used one stays");
     }
 
-    #[test]
-    fn the_dead_are_forgotten_and_the_living_kept() {
+    #[tokio::test]
+    async fn the_dead_are_forgotten_and_the_living_kept() {
         let workloads = workloads();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
@@ -420,11 +445,11 @@ mod tests {
         let who = Arc::new(attest(&stream, &ExeDigests::default()).unwrap());
         workloads.slot(&who, entry(1));
         workloads.slot(&myself(), entry(1));
-        workloads.bury();
+        workloads.bury().await;
         assert_eq!(workloads.slots().len(), 2);
         child.kill().unwrap();
         child.wait().unwrap();
-        workloads.bury();
+        workloads.bury().await;
         let left: Vec<u32> = workloads.slots().keys().map(|key| key.pid).collect();
         assert_eq!(left, [std::process::id()]);
     }

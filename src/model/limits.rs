@@ -168,6 +168,14 @@ pub const WORKLOAD_CALLS_RATE: u32 = 32;
 pub const WORKLOAD_KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Identities that one process is given at once: more are a mistake, and each costs a signature.
 pub const IDENTITIES_MAX: usize = 32;
+/// Processes that hold SVIDs from the Workload API at once: each is watched, at three descriptors.
+pub const GIVEN_PROCESSES: usize = 1024;
+/// … and of one user.
+pub const GIVEN_PROCESSES_PER_UID: usize = 256;
+/// Living SVIDs of one process, two rounds of all its identities: beyond it the oldest is taken back.
+pub const GIVEN_PER_PROCESS: usize = 2 * IDENTITIES_MAX;
+/// SVIDs of ended processes that wait until the broker is told; each ends by itself within a day.
+pub const GIVEN_QUEUE: usize = 4 * 1024;
 /// After SIGTERM, running requests have this long.
 pub const DRAIN: Duration = Duration::from_secs(10);
 

@@ -42,12 +42,19 @@ fn stage() -> Stage {
     stage
 }
 
-/// What the Workload API gives this process; asked for until it gives something.
+fn endpoint(stage: &Stage) -> String {
+    format!("unix://{}", stage.workload_socket().display())
+}
+
 async fn given(stage: &Stage) -> X509Context {
-    let endpoint = format!("unix://{}", stage.workload_socket().display());
+    given_at(&endpoint(stage)).await
+}
+
+/// What the Workload API gives this process; asked for until it gives something.
+async fn given_at(endpoint: &str) -> X509Context {
     let began = Instant::now();
     loop {
-        let client = WorkloadApiClient::connect_to(&endpoint).await.unwrap();
+        let client = WorkloadApiClient::connect_to(endpoint).await.unwrap();
         match client.fetch_x509_context().await {
             Ok(context) => return context,
             Err(why) => assert!(began.elapsed() < MOST, "{why}"),
@@ -154,4 +161,103 @@ fn one_svid_is_revoked_by_its_serial_number_for_good() {
     });
     assert_eq!(run(refused(&lost)), Some(Reason::SvidRevoked), "nor does an older store");
     assert_eq!(run(refused(&kept)), None);
+}
+
+const CHILD: &str = "DOORWARD_TEST_SVIDS_CHILD";
+
+/// The other process of the tests below: asks the Workload API, writes down what it was given, as
+/// no honest program would, and then ends or becomes another program, as it is told.
+#[test]
+fn child_that_is_given_an_svid() {
+    let Some(path) = std::env::var_os(CHILD) else { return };
+    let socket = std::env::var("SPIFFE_ENDPOINT_SOCKET").unwrap();
+    let context = run(given_at(&socket));
+    let svid = &context.svids()[0];
+    let chain: Vec<_> = svid.cert_chain().iter().map(|one| hex::encode(one.as_bytes())).collect();
+    let key = hex::encode(svid.private_key().as_bytes());
+    let draft = Path::new(&path).with_extension("draft");
+    std::fs::write(&draft, serde_json::json!({ "chain": chain, "key": key }).to_string()).unwrap();
+    std::fs::rename(&draft, &path).unwrap();
+    let mut told = String::new();
+    std::io::stdin().read_line(&mut told).unwrap();
+    if told.trim() == "become another" {
+        use std::os::unix::process::CommandExt as _;
+        panic!("{}", std::process::Command::new("sleep").arg("600").exec());
+    }
+}
+
+/// Such a child, and what it was given.
+struct Other(std::process::Child);
+
+impl Other {
+    fn start(stage: &Stage, name: &str) -> (Self, Credentials) {
+        let path = stage.dir().join(name);
+        let child = std::process::Command::new(me())
+            .args(["--exact", "svids::child_that_is_given_an_svid"])
+            .env(CHILD, &path)
+            .env("SPIFFE_ENDPOINT_SOCKET", endpoint(stage))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let child = Self(child);
+        let text = super::scene::until(MOST, || std::fs::read(&path).ok(), Option::is_some);
+        let told: Value = serde_json::from_slice(&text.unwrap()).unwrap();
+        let bytes = |value: &Value| hex::decode(value.as_str().unwrap()).unwrap();
+        let chain = told["chain"].as_array().unwrap().iter().map(bytes).collect();
+        (child, credentials(stage, chain, bytes(&told["key"])))
+    }
+
+    fn tell(&mut self, what: &str) {
+        use std::io::Write as _;
+        self.0.stdin.as_mut().unwrap().write_all(format!("{what}\n").as_bytes()).unwrap();
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_svid_of_a_process_that_ends_or_becomes_another_is_dead_wherever_its_key_went() {
+    let stage = stage();
+    run(async {
+        let own = credentials_of(&stage, &given(&stage).await);
+        for what in ["end", "become another"] {
+            let (mut child, copied) = Other::start(&stage, what);
+            let connection = Client::connect(&copied, clock()).await.unwrap();
+            whoami(&connection).await.unwrap();
+            child.tell(what);
+            super::forge::until(what, CLOSED_WITHIN, || connection.is_closed()).await;
+            let why = connection.closed().await;
+            assert!(why.contains("revoked"), "{what}: {why}");
+            assert_eq!(refused(&copied).await, Some(Reason::SvidRevoked), "{what}");
+            assert!(is_noted(&stage, &serial_of(&copied)), "{what}");
+        }
+        assert_eq!(refused(&own).await, None, "whoever lives on stays");
+    });
+    let asked = told(&stage, "retract");
+    let by_agent = |entry: &Value| {
+        let record = &entry["record"];
+        record["req"]["op"] == "retract"
+            && record["dec"]["verdict"] == "allow"
+            && record["sub"]["spiffe"].as_str().unwrap().contains("/doorward/agent/")
+    };
+    assert_eq!(asked.iter().filter(|entry| by_agent(entry)).count(), 2, "{asked:?}");
+}
+
+#[test]
+fn what_ended_while_the_broker_was_away_is_retracted_when_it_is_back() {
+    let mut stage = stage();
+    let (mut child, copied) = Other::start(&stage, "child");
+    assert_eq!(run(refused(&copied)), None, "the positive control");
+    restarted(&mut stage, |_| {
+        child.tell("end");
+        child.0.wait().unwrap();
+    });
+    let look = || run(refused(&copied));
+    super::scene::until(MOST, look, |told| *told == Some(Reason::SvidRevoked));
 }

@@ -166,7 +166,7 @@ impl X509Svids {
     /// Has everything issued anew, each under a fresh key.
     async fn make(
         &self,
-        who: &Attested,
+        who: &Arc<Attested>,
         entries: &[Entry],
         now: OffsetDateTime,
     ) -> Result<(Bytes, Given), Status> {
@@ -205,15 +205,15 @@ impl X509Svids {
 
     async fn one(
         &self,
-        who: &Attested,
+        who: &Arc<Attested>,
         entry: &Entry,
         now: OffsetDateTime,
     ) -> Result<(X509Svid, OffsetDateTime), WorkloadError> {
         let key =
             WorkloadKey::generate().map_err(|_| WorkloadError::Internal("no key could be made"))?;
         let workloads = &self.watch.ground.workloads;
-        let Issued { chain, bundle, until } =
-            workloads.issue_for(who.facts(), entry, key.spki(), now).await?;
+        let Issued { chain, bundle, until, .. } =
+            workloads.issue_for(who, entry, key.spki(), now).await?;
         let svid = X509Svid {
             spiffe_id: entry.draft.spiffe_id.to_string(),
             x509_svid: chain.concat_der(),
