@@ -16,6 +16,8 @@ pub struct Duties {
     pub entries: Vec<Entry>,
     /// The store's revision that they stood at.
     pub revision: u64,
+    /// The sequence of the trust bundle then; 0 if the broker does not say.
+    pub bundle: u64,
 }
 
 /// An entry that a process would get but for these selectors. For the operator, never for the
@@ -153,7 +155,7 @@ mod tests {
     }
 
     fn duties(entries: Vec<Entry>) -> Duties {
-        Duties { entries, revision: 1 }
+        Duties { entries, revision: 1, bundle: 0 }
     }
 
     #[test]
@@ -212,7 +214,7 @@ mod tests {
         let ids: Vec<_> = found.iter().map(|entry| entry.id.0.as_u128()).collect();
         assert_eq!(ids, [4, 1, 3]);
         let many = |n: u128| entry(n, &format!("/{n}"), false, uid());
-        let many = super::Duties { entries: (0..100).map(many).collect(), revision: 1 };
+        let many = super::Duties { entries: (0..100).map(many).collect(), revision: 1, bundle: 0 };
         assert_eq!(many.fitting(&facts()).len(), IDENTITIES_MAX);
     }
 

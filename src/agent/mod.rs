@@ -18,6 +18,8 @@ mod keys;
 mod local;
 mod node;
 mod report;
+mod rooting;
+mod roots;
 mod run;
 mod settings;
 mod shared;

@@ -110,7 +110,7 @@ impl Agent {
         );
         let text = settings.text()?; // before the token is spent
         let device = DeviceKey::generate()?;
-        let credentials = enrol(&settings, &device, token, &clock).await?;
+        let credentials = enrol(&settings, &[settings.root], &device, token, &clock).await?;
         home.keep(&credentials, &[(FILE, text.as_bytes())])?;
         Ok(settings)
     }

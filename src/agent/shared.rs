@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 
 use super::duties::Duties;
+use super::roots::{Ledger, Roots};
 use crate::model::{DeviceId, SpiffeId};
 use crate::wire::Client;
 
@@ -40,7 +41,11 @@ impl AgentStatus {
 pub(super) struct Shared {
     client: watch::Sender<Option<Client>>,
     /// The roots of the trust domain; none until the broker was reached.
-    bundle: watch::Sender<Arc<[CertificateDer<'static>]>>,
+    roots: watch::Sender<Arc<Roots>>,
+    /// The sequence of the bundle as the broker last told; 0 before.
+    sequence: watch::Sender<u64>,
+    /// Who lives by which authority.
+    ledger: Ledger,
     duties: watch::Sender<Arc<Duties>>,
     status: watch::Sender<AgentStatus>,
     wish: Notify,
@@ -59,7 +64,9 @@ impl Shared {
         };
         Arc::new(Self {
             client: watch::channel(None).0,
-            bundle: watch::channel(Vec::new().into()).0,
+            roots: watch::channel(Arc::default()).0,
+            sequence: watch::channel(0).0,
+            ledger: Ledger::default(),
             duties: watch::channel(Arc::default()).0,
             status: watch::channel(status).0,
             wish: Notify::new(),
@@ -78,10 +85,10 @@ impl Shared {
         spiffe_id: SpiffeId,
         bundle: &[CertificateDer<'static>],
     ) {
-        self.bundle.send_if_modified(|held| {
-            let changed = **held != *bundle;
+        self.roots.send_if_modified(|held| {
+            let changed = *held.certificates != *bundle;
             if changed {
-                *held = bundle.into();
+                *held = Roots::kept(bundle).into();
             }
             changed
         });
@@ -121,6 +128,8 @@ impl Shared {
     /// The broker told the entries for this device.
     pub(super) fn told(&self, duties: Duties) {
         let count = duties.entries.len();
+        self.sequence
+            .send_if_modified(|told| std::mem::replace(told, duties.bundle) != duties.bundle);
         self.duties.send_replace(Arc::new(duties));
         self.status.send_modify(|status| status.duties = Some(count));
     }
@@ -135,9 +144,29 @@ impl Shared {
         self.duties.subscribe()
     }
 
+    /// These roots are in force from now on.
+    pub(super) fn rooted(&self, roots: Roots) {
+        self.roots.send_replace(Arc::new(roots));
+    }
+
+    /// The roots in force.
+    pub(super) fn roots(&self) -> Arc<Roots> {
+        self.roots.borrow().clone()
+    }
+
     /// The roots of the trust domain, and each time that they change.
-    pub(super) fn bundle(&self) -> watch::Receiver<Arc<[CertificateDer<'static>]>> {
-        self.bundle.subscribe()
+    pub(super) fn roots_told(&self) -> watch::Receiver<Arc<Roots>> {
+        self.roots.subscribe()
+    }
+
+    /// The sequence of the broker's bundle, and each time that it changes.
+    pub(super) fn sequence_told(&self) -> watch::Receiver<u64> {
+        self.sequence.subscribe()
+    }
+
+    /// Who lives by which authority.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Asks for the entries anew, without waiting for them.
@@ -213,7 +242,7 @@ mod tests {
         let shared = Shared::new(DeviceId(Digest([1; 32])));
         let teller = async {
             shared.wished().await;
-            shared.told(Duties { entries: Vec::new(), revision: 9 });
+            shared.told(Duties { revision: 9, ..Duties::default() });
         };
         let (anew, ()) = tokio::join!(shared.duties_anew(), teller);
         assert_eq!(anew.revision, 9);

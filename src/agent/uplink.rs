@@ -21,7 +21,7 @@ use super::report::Reporter;
 use super::settings::AgentSettings;
 use super::shared::Shared;
 use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX, ENTRIES_MAX};
-use crate::model::{Answer, Ask, Clock, SecretValue, SpiffeId};
+use crate::model::{Answer, Ask, Clock, Digest, SecretValue, SpiffeId};
 use crate::wire::{Client, ClientError, Credentials, CredentialsError, Enrolled, enroll};
 
 /// Waits between attempts to connect: the first, and the longest.
@@ -29,7 +29,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// One attempt to connect, enrol or ask.
 const ATTEMPT_MAX: Duration = Duration::from_secs(15);
 /// How often the certificate's age is looked at, by the wall clock: timers stop in suspend.
-const LOOK: Duration = Duration::from_secs(5);
+pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// Between attempts to renew: a certificate lives an hour, and half of that is left.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
 /// Duties are asked for this often without any reason.
@@ -37,7 +37,7 @@ const DUTIES_EVERY: Duration = Duration::from_secs(30);
 /// And after a failure.
 const DUTIES_AGAIN: Duration = Duration::from_secs(4);
 /// And not more often than this for any reason.
-const DUTIES_AT_MOST: Duration = Duration::from_secs(1);
+pub(super) const DUTIES_AT_MOST: Duration = Duration::from_secs(1);
 
 /// Why an attempt failed. The next one follows.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,7 @@ impl UplinkError {
 }
 
 /// Why the attention to one connection ended.
-enum Ended {
+pub(super) enum Ended {
     Closed(String),
     Expired,
     Renewed(Box<Credentials>),
@@ -74,8 +74,8 @@ enum Ended {
 }
 
 /// Certificates with the moment from which they should be replaced.
-struct Held {
-    credentials: Box<Credentials>,
+pub(super) struct Held {
+    pub(super) credentials: Box<Credentials>,
     spiffe_id: SpiffeId,
     not_after: OffsetDateTime,
     renew_at: OffsetDateTime,
@@ -178,7 +178,14 @@ impl Uplink {
     /// Enrols again without a token: the device key says who we are.
     async fn come_back(&self, now: OffsetDateTime) -> Result<Held, UplinkError> {
         tracing::info!("the certificate counts no more: coming back with the device key");
-        let coming = enrol(&self.settings, &self.device, SecretValue::empty(), &self.clock);
+        // By the roots that it knew last: the one of its token may have ended since.
+        let kept = Credentials::load(&self.settings.dir).ok();
+        let roots = match &kept {
+            Some(kept) => kept.bundle.iter().map(|root| Digest::of(root)).collect(),
+            None => vec![self.settings.root],
+        };
+        let (settings, device) = (&self.settings, &self.device);
+        let coming = enrol(settings, &roots, device, SecretValue::empty(), &self.clock);
         let credentials = coming.await?;
         credentials.save(&self.settings.dir)?;
         Held::new(Box::new(credentials), now)
@@ -194,6 +201,7 @@ impl Uplink {
             _ = shutdown.wait_for(|stop| *stop) => Ended::Shutdown,
             why = client.closed() => Ended::Closed(why),
             ended = self.keep_certificate(client, held) => ended,
+            ended = self.keep_bundle(client, held) => ended,
             never = self.keep_duties(client) => match never {},
             never = reporter.run(client, &self.shared) => match never {},
         }
@@ -206,7 +214,8 @@ impl Uplink {
             if now >= held.not_after {
                 return Ended::Expired;
             }
-            if now < held.renew_at {
+            let tainted = self.shared.roots().taints(&held.credentials.chain);
+            if now < held.renew_at && !tainted {
                 continue;
             }
             match self.renew(client).await {
@@ -257,12 +266,14 @@ impl Uplink {
         loop {
             let after = duties.as_ref().and_then(|duties| duties.entries.last());
             let asked = Ask::Duties { after: after.map(|entry| entry.id) };
-            let Answer::Entries { items, more, revision } = ask(client, asked).await? else {
+            let Answer::Entries { items, more, revision, bundle } = ask(client, asked).await?
+            else {
                 return Err(UplinkError::Answer("entries"));
             };
             let goes_on = more && !items.is_empty();
             // The revision of the first page: what changed meanwhile is newer than these duties.
-            let all = duties.get_or_insert_with(|| Duties { entries: Vec::new(), revision });
+            let first = || Duties { entries: Vec::new(), revision, bundle };
+            let all = duties.get_or_insert_with(first);
             all.entries.extend(items);
             if all.entries.len() > ENTRIES_MAX {
                 return Err(UplinkError::Answer("as many entries as a broker may have"));
@@ -274,9 +285,11 @@ impl Uplink {
     }
 }
 
-/// Enrols the device, with a token or with its key alone. Nothing is kept yet.
+/// Enrols the device, with a token or with its key alone, at a broker that shows one of these roots.
+/// Nothing is kept yet.
 pub(super) async fn enrol(
     settings: &AgentSettings,
+    roots: &[Digest],
     device: &DeviceKey,
     token: SecretValue,
     clock: &Arc<dyn Clock>,
@@ -285,7 +298,7 @@ pub(super) async fn enrol(
     let enrolling = enroll(
         &settings.enrolment,
         &settings.domain,
-        settings.root,
+        roots,
         chain,
         key,
         &settings.name,
@@ -297,7 +310,7 @@ pub(super) async fn enrol(
     Ok(credentials(settings, device, chain, bundle))
 }
 
-fn credentials(
+pub(super) fn credentials(
     settings: &AgentSettings,
     device: &DeviceKey,
     chain: Vec<CertificateDer<'static>>,
@@ -312,7 +325,7 @@ fn credentials(
     }
 }
 
-async fn ask(client: &Client, ask: Ask) -> Result<Answer, UplinkError> {
+pub(super) async fn ask(client: &Client, ask: Ask) -> Result<Answer, UplinkError> {
     let asking = client.ask(ask, SecretValue::empty());
     let answered = tokio::time::timeout(ATTEMPT_MAX, asking).await;
     let (_, released) = answered.map_err(|_| UplinkError::Late)??;

@@ -18,6 +18,7 @@ use super::duties::{Duties, Unmatched};
 use super::given::Given;
 use super::issued::{Issued, NO_CONNECTION, NO_UPLINK, WorkloadError, issued};
 use super::keys::WorkloadKey;
+use super::roots::{Counted, Roots};
 use super::shared::Shared;
 use super::uplink::half_way;
 use crate::model::{
@@ -67,13 +68,23 @@ impl Slot {
             client.close();
         }
     }
+
+    /// Forgets an identity that shall be replaced; who asks next has another one issued.
+    fn forget_tainted(&self, roots: &Roots) {
+        if let Ok(mut live) = self.live.try_lock()
+            && live.as_ref().is_some_and(|live| roots.taints(&live.chain))
+        {
+            *live = None;
+        }
+    }
 }
 
 /// An identity that the agent holds for a workload.
 struct Live {
     key: WorkloadKey,
     chain: Vec<CertificateDer<'static>>,
-    bundle: Vec<CertificateDer<'static>>,
+    /// In the ledger for as long as it is held.
+    _counted: Counted,
     until: OffsetDateTime,
     renew_at: OffsetDateTime,
     client: Option<Client>,
@@ -172,8 +183,13 @@ impl Workloads {
     }
 
     /// The roots of the trust domain, and each time that they change.
-    pub(super) fn bundle(&self) -> watch::Receiver<Arc<[CertificateDer<'static>]>> {
-        self.shared.bundle()
+    pub(super) fn roots(&self) -> watch::Receiver<Arc<Roots>> {
+        self.shared.roots_told()
+    }
+
+    /// Counts an identity under the authority that signed it.
+    pub(super) fn count(&self, chain: &[CertificateDer<'_>]) -> Counted {
+        self.shared.ledger().count(chain)
     }
 
     /// Asks for fresh entries, without waiting for them.
@@ -226,7 +242,9 @@ impl Workloads {
     async fn client(&self, slot: &Slot, entry: &Entry) -> Result<(Client, bool), WorkloadError> {
         let mut live = slot.live.lock().await; // one request issues, the others wait for it
         let now = self.clock.now().wall();
-        let old = live.as_ref().is_none_or(|live| now >= live.renew_at);
+        let roots = self.shared.roots();
+        let old =
+            live.as_ref().is_none_or(|live| now >= live.renew_at || roots.taints(&live.chain));
         let mut fresh = false;
         if old {
             match self.issue(slot.who.facts(), entry, now).await {
@@ -260,10 +278,10 @@ impl Workloads {
     ) -> Result<Live, WorkloadError> {
         let key =
             WorkloadKey::generate().map_err(|_| WorkloadError::Internal("no key could be made"))?;
-        let Issued { chain, bundle, until, .. } =
+        let Issued { chain, until, .. } =
             issued(&self.shared, facts, entry, key.spki(), true, now).await?;
-        let renew_at = half_way(now, until);
-        Ok(Live { key, chain, bundle, until, renew_at, client: None })
+        let (renew_at, _counted) = (half_way(now, until), self.count(&chain));
+        Ok(Live { key, chain, _counted, until, renew_at, client: None })
     }
 
     /// An SVID over a key that goes to the workload; who opened it is told in the certificate. It is
@@ -294,7 +312,7 @@ impl Workloads {
             broker: self.broker.clone(),
             chain: held.chain.clone(),
             key: held.key.private(),
-            bundle: held.bundle.clone(),
+            bundle: self.shared.roots().certificates.clone(),
         };
         Client::connect(&credentials, self.clock.clone()).await.map_err(|why| match why {
             ClientError::Refused(refusal) => WorkloadError::Refused(refusal),
@@ -325,12 +343,13 @@ impl Workloads {
             all.into_iter().filter(|(_, who)| is_over(who)).map(|(key, _)| key).collect::<Vec<_>>()
         });
         let over = looking.await.unwrap_or_default();
-        let now = self.clock.now().boot();
+        let (now, roots) = (self.clock.now().boot(), self.shared.roots());
         let mut slots = self.slots();
         for key in &over {
             slots.remove(key);
         }
         for slot in slots.values() {
+            slot.forget_tainted(&roots);
             let used_at = Duration::from_secs(slot.used_at_s.load(Ordering::Relaxed));
             if now.saturating_sub(used_at) > IDLE {
                 slot.rest();

@@ -8,6 +8,7 @@ use super::clock::{GuardedClock, Watch};
 use super::opening::{BrokerStart, Ground, Opened, StartError};
 use super::ports::{Opening, cores};
 use super::recall::recall;
+use super::rotation;
 use super::supervise::{Fall, Supervisor};
 use crate::administration::{Administration, Policies};
 use crate::broker::{Connections, Door, Line, LineParts, Port, Rates, Ready};
@@ -65,6 +66,9 @@ impl BrokerStart {
         let running = self.open_ports(line, opened).await?;
         running.begin_chores(clock);
         running.keep_house();
+        let stop = running.ground.supervisor.stopping();
+        let calendar = rotation::run(Arc::clone(&running.line), stop);
+        running.ground.supervisor.go_on("calendar of authorities", calendar);
         running.watch_store(store);
         running.ground.health.ready();
         Ok(running)
@@ -113,7 +117,8 @@ impl BrokerStart {
         let peer = Supervisor::broker_peer(Task::OwnIdentity);
         let own = line.own_identity(&peer).await.map_err(StartError::OwnIdentity)?;
         let parts = line.parts();
-        let server = ServerIdentity::new(own.chain, own.key)?;
+        let server = ServerIdentity::new(own.chain.clone(), own.key.clone_key())?;
+        server.swap(own.chain, own.others, own.key)?;
         let connections = Arc::new(Connections::default());
         let (identity, clock) = (Arc::clone(&parts.identity), Arc::clone(&parts.clock));
         let main = Opening {
@@ -232,24 +237,30 @@ impl RunningBroker {
         });
     }
 
-    /// A new certificate of its own at half-life.
+    /// A new certificate of its own at half-life, and whenever an authority changes.
     fn renew_own(&self, server: Arc<ServerIdentity>, mut until: time::OffsetDateTime) {
         let line = Arc::clone(&self.line);
+        let mut rotated = line.parts().authority.rotations();
         let mut stop = self.ground.supervisor.stopping();
         self.ground.supervisor.go_on("own certificate", async move {
+            let mut failed = false;
             loop {
                 let left = crate::broker::time_left(until, line.parts().clock.now());
-                let wait = (left / 2).max(Duration::from_secs(1));
+                let wait = if failed { Duration::ZERO } else { left / 2 };
                 tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
+                    () = tokio::time::sleep(wait.max(LOOK_EVERY)) => {}
+                    Ok(()) = rotated.changed() => {}
                     _ = stop.wait_for(|stop| *stop) => return Ok::<_, TlsError>(()),
                 }
                 match line.own_identity(&Supervisor::broker_peer(Task::OwnIdentity)).await {
                     Ok(own) => {
-                        until = own.until;
-                        server.swap(own.chain, own.key)?;
+                        (until, failed) = (own.until, false);
+                        server.swap(own.chain, own.others, own.key)?;
                     }
-                    Err(refusal) => tracing::error!(%refusal, "no new certificate for the broker"),
+                    Err(refusal) => {
+                        failed = true;
+                        tracing::error!(%refusal, "no new certificate for the broker");
+                    }
                 }
             }
         });

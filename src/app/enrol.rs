@@ -78,7 +78,7 @@ pub async fn login(
     let enrolled = wire::enroll(
         &token.enrolment,
         &token.domain,
-        token.root,
+        &[token.root],
         chain,
         private.clone_key(),
         &name,

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::config::BrokerConfig;
 use super::files::{FileError, private_dir, write_private};
 use super::layout::Layout;
+use super::opening::key_seal;
 use crate::administration::{Policies, PolicyError};
-use crate::authority::{Authority, AuthorityError, Places};
+use crate::authority::{Authority, AuthorityError, CaKeys, Places};
 use crate::decision_log::LogKey;
 use crate::model::{Clock, SecretValue};
 use crate::policy::BundleFiles;
@@ -127,8 +128,9 @@ async fn build(
     Policies::create(store.as_ref(), domain, &files).await?;
     write_policies(&layout.policies(), &files)?;
     let places = places(&wishes.config);
+    let keys = CaKeys { first: ca_key, seal: key_seal(&root) };
     let (authority, _) =
-        Authority::open(Arc::clone(&store), domain.clone(), ca_key, clock, places).await?;
+        Authority::open(Arc::clone(&store), domain.clone(), keys, clock, places).await?;
     let operator_token = authority.operator_token(&wishes.operator).await?;
     write_private(&layout.config(), wishes.config.render().as_bytes())?;
     Ok(Initialised { operator_token, log_vkey, root: authority.root_digest() })

@@ -22,6 +22,7 @@ mod ports;
 mod process;
 mod recall;
 mod recovery;
+mod rotation;
 mod seal_source;
 mod sealed;
 mod stage;

@@ -14,7 +14,7 @@ use super::layout::Layout;
 use super::management::{self, Health};
 use super::supervise::{Fall, Supervisor};
 use crate::administration::PolicyError;
-use crate::authority::{Authority, AuthorityError};
+use crate::authority::{Authority, AuthorityError, CaKeys, KeySeal};
 use crate::decision_log::{DecisionLog, LogKey, LogSettings, Note, OpenLogError, RecordError};
 use crate::identity::Identity;
 use crate::model::{Clock, Refusal, SecretValue, limits};
@@ -261,10 +261,11 @@ impl BrokerStart {
         &self,
         opened: &Opened,
     ) -> Result<(Authority, Arc<Identity>), StartError> {
-        let ca_key = unwrap_file(&opened.root, "ca", &self.layout.ca())?;
+        let first = unwrap_file(&opened.root, "ca", &self.layout.ca())?;
+        let keys = CaKeys { first, seal: key_seal(&opened.root) };
         let (store, clock) = (Arc::clone(&opened.store), opened.clock.clone());
         let domain = self.config.trust_domain.clone();
-        Ok(Authority::open(store, domain, ca_key, clock, places(&self.config)).await?)
+        Ok(Authority::open(store, domain, keys, clock, places(&self.config)).await?)
     }
 }
 
@@ -283,6 +284,15 @@ impl Opened {
         }
         drop(lock);
     }
+}
+
+/// The vault's seal, as the authority uses it.
+pub(super) fn key_seal(root: &Arc<RootKey>) -> KeySeal {
+    let (seals, opens) = (Arc::clone(root), Arc::clone(root));
+    KeySeal::new(
+        move |label, key| seals.wrap(label, key),
+        move |label, sealed| opens.unwrap(label, sealed).ok(),
+    )
 }
 
 fn unwrap_file(root: &RootKey, label: &str, path: &Path) -> Result<SecretValue, StartError> {

@@ -111,6 +111,10 @@ fn commits(op: &str) -> bool {
             | "revoke"
             | "revoke_svid"
             | "retract"
+            | "ca_prepare"
+            | "ca_activate"
+            | "ca_taint"
+            | "ca_revoke"
             | "policy_activate"
             | "policy_rollback"
     )

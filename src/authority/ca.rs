@@ -1,11 +1,12 @@
-//! The certificate authority itself: one P-256 key and its self-signed root.
+//! One certificate authority: a P-256 key and its self-signed root. Which of several signs is
+//! [`super::authorities`]' business.
 //!
 //! The key lives inside the cryptographic library from the moment it is opened; its PKCS#8 form is
 //! in wiped memory only, and never in a library's plain vector. It signs nothing but what
 //! [`super::issue`] builds, nothing outside the root's own life, and nothing while the clock is not
 //! trusted.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -20,7 +21,6 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::error::AuthorityError;
-use super::records::{CaRecord, FORMAT};
 use super::subject_key::SubjectKey;
 use crate::model::limits::{BACKDATE, CA_TTL, ISSUE_CLOCK_STEP};
 use crate::model::{Code, Digest, Failure, Moment, Reason, SecretValue, TrustDomain, rfc3339};
@@ -65,100 +65,130 @@ impl SigningKey for P256Key {
     }
 }
 
-/// The opened authority: its root, and the key ready to sign.
-pub(super) struct Ca {
-    root: CertificateDer<'static>,
-    issuer: Issuer<'static, P256Key>,
-    key: Digest,
-    not_before: OffsetDateTime,
-    not_after: OffsetDateTime,
-    /// The moment that the clock was last trusted at.
-    trusted: Mutex<Moment>,
-}
+/// Whether the clocks are right enough to sign by; shared by all authorities.
+#[derive(Debug)]
+pub(super) struct ClockTrust(Mutex<Moment>);
 
-impl Ca {
-    /// Makes a key and its root for a year; the row to store and the key's PKCS#8 to seal.
-    pub(super) fn create(
-        domain: &TrustDomain,
-        now: Moment,
-    ) -> Result<(CaRecord, SecretValue), AuthorityError> {
-        let key = P256Key::generate()?;
-        let root = root_params(domain, &key, now)?
-            .self_signed(&key)
-            .map_err(|_| AuthorityError::Crypto("signing the root certificate"))?;
-        let record = CaRecord { v: FORMAT, certificate: STANDARD.encode(root.der()) };
-        Ok((record, key.pkcs8()?))
+impl ClockTrust {
+    /// Trusts the clocks as of this moment.
+    pub(super) fn from(now: Moment) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(now)))
     }
 
-    /// Opens a stored root with its key. The root must be the one that [`Self::create`] writes, for
-    /// this domain and this key.
-    pub(super) fn open(
-        record: &CaRecord,
-        pkcs8: &SecretValue,
-        domain: &TrustDomain,
-        now: Moment,
-    ) -> Result<Self, AuthorityError> {
+    /// Takes this moment as the one that later ones are measured against.
+    pub(super) fn trust(&self, now: Moment) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// Whether wall and boot clock went the same way since.
+    pub(super) fn holds(&self, now: Moment) -> bool {
+        let trusted = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wall = now.wall() - trusted.wall();
+        let boot = time::Duration::try_from(now.since(trusted.boot())).unwrap_or_default();
+        wall.saturating_sub(boot).unsigned_abs() <= ISSUE_CLOCK_STEP
+    }
+}
+
+/// A root certificate of ours, read and judged.
+#[derive(Debug, Clone)]
+pub(super) struct Root {
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// SHA-256 of it: what the authority is called by.
+    pub id: Digest,
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    pub key: Digest,
+    /// First second.
+    pub not_before: OffsetDateTime,
+    /// Last second.
+    pub not_after: OffsetDateTime,
+}
+
+impl Root {
+    /// Reads a stored root (DER, base64). It must be one that [`Ca::create`] writes for this domain.
+    pub(super) fn read(text: &str, domain: &TrustDomain) -> Result<Self, AuthorityError> {
         let damaged = AuthorityError::CaDamaged;
-        let der = STANDARD.decode(&record.certificate).map_err(|_| damaged("not base64"))?;
+        let der = STANDARD.decode(text).map_err(|_| damaged("not base64"))?;
         let (rest, root) = X509Certificate::from_der(&der).map_err(|_| damaged("not X.509"))?;
         if !rest.is_empty() {
             return Err(damaged("bytes after its end"));
         }
-        let key = P256Key::open(pkcs8)?;
-        let spki = key.subject_public_key_info();
-        if root.public_key().raw != spki.as_slice() {
-            return Err(AuthorityError::CaKey);
-        }
+        let key = Digest::of(root.public_key().raw);
         check_root(&root, domain, &key)?;
         let (not_before, not_after) =
             (root.validity().not_before.to_datetime(), root.validity().not_after.to_datetime());
+        Ok(Self { id: Digest::of(&der), key, not_before, not_after, der: der.into() })
+    }
+}
+
+/// The opened authority: its root, and the key ready to sign.
+pub(super) struct Ca {
+    root: Root,
+    issuer: Issuer<'static, P256Key>,
+    clock: Arc<ClockTrust>,
+}
+
+impl Ca {
+    /// Makes a key and its root for a year; the root (DER, base64) and the key's PKCS#8 to seal.
+    pub(super) fn create(
+        domain: &TrustDomain,
+        now: Moment,
+    ) -> Result<(String, SecretValue), AuthorityError> {
+        let key = P256Key::generate()?;
+        let root = root_params(domain, &key, now)?
+            .self_signed(&key)
+            .map_err(|_| AuthorityError::Crypto("signing the root certificate"))?;
+        Ok((STANDARD.encode(root.der()), key.pkcs8()?))
+    }
+
+    /// Opens a root with its key.
+    pub(super) fn open(
+        root: Root,
+        pkcs8: &SecretValue,
+        domain: &TrustDomain,
+        clock: Arc<ClockTrust>,
+        now: Moment,
+    ) -> Result<Self, AuthorityError> {
+        let key = P256Key::open(pkcs8)?;
+        if root.key != Digest::of(&key.subject_public_key_info()) {
+            return Err(AuthorityError::CaKey);
+        }
         let mut params = root_params(domain, &key, now)?;
         // The identifier is put in as it is, instead of being hashed anew for each certificate.
         params.key_identifier_method = KeyIdMethod::PreSpecified(params.key_identifier(&key));
-        Ok(Self {
-            key: Digest::of(&spki),
-            not_before,
-            not_after,
-            trusted: Mutex::new(now),
-            issuer: Issuer::new(params, key),
-            root: CertificateDer::from(der),
-        })
+        Ok(Self { root, clock, issuer: Issuer::new(params, key) })
+    }
+
+    /// SHA-256 of the root certificate.
+    pub(super) fn id(&self) -> Digest {
+        self.root.id
     }
 
     /// The root certificate.
     pub(super) fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+        &self.root.der
     }
 
     /// SHA-256 of the SubjectPublicKeyInfo of the signing key.
     pub(super) fn key(&self) -> Digest {
-        self.key
+        self.root.key
     }
 
     /// The root's own life: first and last second.
     pub(super) fn life(&self) -> (OffsetDateTime, OffsetDateTime) {
-        (self.not_before, self.not_after)
-    }
-
-    /// Takes this moment as the one that later ones are measured against.
-    pub(super) fn trust_clock(&self, now: Moment) {
-        *self.trusted.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        (self.root.not_before, self.root.not_after)
     }
 
     /// Whether anything may be signed at this moment.
     pub(super) fn ready(&self, now: Moment) -> Result<(), Failure> {
-        let trusted = *self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
-        let wall = now.wall() - trusted.wall();
-        let boot = time::Duration::try_from(now.since(trusted.boot())).unwrap_or_default();
-        let step = wall.saturating_sub(boot).unsigned_abs();
-        if step > ISSUE_CLOCK_STEP || now.wall() < self.not_before {
+        if !self.clock.holds(now) || now.wall() < self.root.not_before {
             let hint =
                 "the clocks disagree, so nothing is signed; set the time and restart the broker";
             let failure = Failure::new(Code::Unavailable, Reason::ClockStep);
             return Err(Failure { hint: Some(hint.into()), ..failure });
         }
-        if now.wall() >= self.not_after {
-            let hint = format!("the root certificate ended at {}", rfc3339(self.not_after));
+        if now.wall() >= self.root.not_after {
+            let hint = format!("the root certificate ended at {}", rfc3339(self.root.not_after));
             let failure = Failure::new(Code::Unavailable, Reason::IdentityExpired);
             return Err(Failure { hint: Some(hint), ..failure });
         }
@@ -187,9 +217,8 @@ pub(super) fn random_serial() -> Result<SerialNumber, AuthorityError> {
 
 /// The name of the authority with this key. The key's digest is in it, so that the roots of two
 /// rotations are never taken for each other.
-fn common_name(key: &P256Key) -> String {
-    let digest = Digest::of(&key.subject_public_key_info()).to_string();
-    format!("Doorward CA {}", digest.get(..16).unwrap_or_default())
+fn common_name(key: &Digest) -> String {
+    format!("Doorward CA {}", key.to_string().get(..16).unwrap_or_default())
 }
 
 fn root_params(
@@ -199,12 +228,13 @@ fn root_params(
 ) -> Result<CertificateParams, AuthorityError> {
     let wall = now.wall().replace_nanosecond(0).unwrap_or(now.wall());
     let id = format!("spiffe://{domain}");
+    let spki = Digest::of(&key.subject_public_key_info());
     let mut params = CertificateParams::default();
     params.not_before = wall - BACKDATE;
     params.not_after = wall + CA_TTL;
     params.serial_number = Some(random_serial()?);
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name(key));
+    params.distinguished_name.push(DnType::CommonName, common_name(&spki));
     params.subject_alt_names = vec![SanType::URI(
         id.try_into().map_err(|_| AuthorityError::Crypto("writing the trust domain"))?,
     )];
@@ -218,7 +248,7 @@ fn root_params(
 fn check_root(
     root: &X509Certificate<'_>,
     domain: &TrustDomain,
-    key: &P256Key,
+    key: &Digest,
 ) -> Result<(), AuthorityError> {
     let damaged = AuthorityError::CaDamaged;
     let names = root.subject_alternative_name().map_err(|_| damaged("its names are doubled"))?;
@@ -260,11 +290,22 @@ mod tests {
         ManualClock::at(datetime!(2026-11-23 12:00 UTC))
     }
 
+    fn opened(
+        certificate: &str,
+        key: &SecretValue,
+        domain: &str,
+        now: Moment,
+    ) -> Result<Ca, AuthorityError> {
+        let domain = TrustDomain::parse(domain).unwrap();
+        let root = Root::read(certificate, &domain)?;
+        Ca::open(root, key, &domain, ClockTrust::from(now), now)
+    }
+
     #[test]
     fn the_root_has_the_profile_of_a_spiffe_signing_certificate() {
         let now = clock().now();
         let (record, _) = Ca::create(&domain(), now).unwrap();
-        let der = STANDARD.decode(&record.certificate).unwrap();
+        let der = STANDARD.decode(&record).unwrap();
         let (_, root) = X509Certificate::from_der(&der).unwrap();
         let constraints = root.basic_constraints().unwrap().unwrap();
         assert!(constraints.critical && constraints.value.ca);
@@ -286,21 +327,20 @@ mod tests {
     fn it_opens_with_its_own_key_and_domain_only() {
         let now = clock().now();
         let (record, key) = Ca::create(&domain(), now).unwrap();
-        let ca = Ca::open(&record, &key, &domain(), now).unwrap();
-        assert_eq!(STANDARD.encode(ca.root()), record.certificate);
+        let ca = opened(&record, &key, "corp.example", now).unwrap();
+        assert_eq!(STANDARD.encode(ca.root()), record);
 
         let (other, other_key) = Ca::create(&domain(), now).unwrap();
         assert_ne!(other, record);
-        let open = |record: &CaRecord, key: &SecretValue, domain: &str| {
-            Ca::open(record, key, &TrustDomain::parse(domain).unwrap(), now).err().unwrap()
+        let open = |record: &str, key: &SecretValue, domain: &str| {
+            opened(record, key, domain, now).err().unwrap()
         };
         assert!(matches!(open(&record, &other_key, "corp.example"), AuthorityError::CaKey));
         let garbage = SecretValue::new(vec![1, 2, 3]);
         assert!(matches!(open(&record, &garbage, "corp.example"), AuthorityError::CaKey));
         assert!(matches!(open(&record, &key, "else.example"), AuthorityError::Domain(_)));
         for text in ["", "!", "AAAA"] {
-            let bad = CaRecord { v: FORMAT, certificate: text.into() };
-            assert!(matches!(open(&bad, &key, "corp.example"), AuthorityError::CaDamaged(_)));
+            assert!(matches!(open(text, &key, "corp.example"), AuthorityError::CaDamaged(_)));
         }
     }
 
@@ -308,22 +348,23 @@ mod tests {
     fn a_foreign_certificate_over_the_same_key_does_not_open() {
         let now = clock().now();
         let (record, pkcs8) = Ca::create(&domain(), now).unwrap();
-        assert!(Ca::open(&record, &pkcs8, &domain(), now).is_ok());
+        let open = |root: &str| opened(root, &pkcs8, "corp.example", now);
+        assert!(open(&record).is_ok());
         let key = P256Key::open(&pkcs8).unwrap();
         let sign = |change: &dyn Fn(&mut CertificateParams)| {
             let mut params = root_params(&domain(), &key, now).unwrap();
             change(&mut params);
             let der = params.self_signed(&key).unwrap();
-            CaRecord { v: FORMAT, certificate: STANDARD.encode(der.der()) }
+            STANDARD.encode(der.der())
         };
-        assert!(Ca::open(&sign(&|_| {}), &pkcs8, &domain(), now).is_ok());
+        assert!(open(&sign(&|_| {})).is_ok());
         for record in [
             sign(&|params| params.is_ca = IsCa::ExplicitNoCa),
             sign(&|params| params.subject_alt_names.clear()),
             sign(&|params| params.distinguished_name.push(DnType::CommonName, "Other CA")),
             sign(&|params| params.distinguished_name.push(DnType::OrganizationName, "Other")),
         ] {
-            let error = Ca::open(&record, &pkcs8, &domain(), now).err().unwrap();
+            let error = open(&record).err().unwrap();
             assert!(matches!(error, AuthorityError::CaDamaged(_)), "{error}");
         }
     }
@@ -332,7 +373,7 @@ mod tests {
     fn nothing_is_signed_past_its_end_or_while_the_clock_is_wrong() {
         let clock = clock();
         let (record, key) = Ca::create(&domain(), clock.now()).unwrap();
-        let ca = Ca::open(&record, &key, &domain(), clock.now()).unwrap();
+        let ca = opened(&record, &key, "corp.example", clock.now()).unwrap();
         assert!(ca.ready(clock.now()).is_ok());
 
         let right = clock.now().wall();
@@ -340,11 +381,11 @@ mod tests {
             clock.set_wall(wrong);
             assert_eq!(ca.ready(clock.now()).unwrap_err().reason, Reason::ClockStep);
         }
-        ca.trust_clock(clock.now());
+        ca.clock.trust(clock.now());
         let failure = ca.ready(clock.now()).unwrap_err();
         assert_eq!(failure.reason, Reason::ClockStep, "before the root's own beginning");
         clock.set_wall(right + Duration::from_secs(299));
-        ca.trust_clock(clock.now());
+        ca.clock.trust(clock.now());
         assert!(ca.ready(clock.now()).is_ok());
 
         clock.advance(CA_TTL);

@@ -4,10 +4,12 @@
 //! any number of brokers, exactly one wins. Of a token only SHA-256 of its secret is kept. A wrong,
 //! ended or spent token changes nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 
+use super::ca::Ca;
 use super::error::AuthorityError;
 use super::mirror::{Mirror, Step};
 use super::records::{DeviceRecord, FORMAT, TokenRecord, token_key};
@@ -50,8 +52,9 @@ impl Authority {
         if verify_slices_are_equal(&shown.0, &token.0).is_err() {
             return Err(self.wrong(Failure::invalid("`token` is not that of the body"), now));
         }
-        let (device, record) = self.redeem(&key, name, body, under, now).await?;
-        self.device_certificate(device, &record, &key, now)
+        let ca = Arc::clone(&self.issuers().active);
+        let (device, record) = self.redeem_by(&ca, &key, name, body, under, now).await?;
+        self.device_certificate(&ca, device, &record, &key, now)
     }
 
     /// Whether an applicant shows what may be let in: a token that is neither spent nor ended, or
@@ -75,7 +78,8 @@ impl Authority {
         caller.spki().is_some_and(known)
     }
 
-    /// Spends a token on a key: one commit, or nothing.
+    /// As [`Self::redeem_by`], by the authority that signs now.
+    #[cfg(test)]
     pub(super) async fn redeem(
         &self,
         key: &SubjectKey,
@@ -84,13 +88,31 @@ impl Authority {
         under: Option<u64>,
         now: Moment,
     ) -> Result<(DeviceId, DeviceRecord), Failure> {
+        let ca = Arc::clone(&self.issuers().active);
+        self.redeem_by(&ca, key, name, body, under, now).await
+    }
+
+    /// Spends a token on a key: one commit, or nothing.
+    async fn redeem_by(
+        &self,
+        ca: &Ca,
+        key: &SubjectKey,
+        name: &str,
+        body: &SecretValue,
+        under: Option<u64>,
+        now: Moment,
+    ) -> Result<(DeviceId, DeviceRecord), Failure> {
         check_name(name)?;
-        self.ca.ready(now)?;
+        ca.ready(now)?;
         let digest = self.secret_of(body).map_err(|failure| self.wrong(failure, now))?;
-        if self.living_keys.serves(&key.digest(), now) || key.digest() == self.ca.key() {
+        if self.living_keys.serves(&key.digest(), now) || self.issuers().is_key(&key.digest()) {
             return Err(Failure::conflict("this key serves another identity; make a fresh one"));
         }
-        let plan = |mirror: &Mirror| spend(mirror, &digest, key, name, now);
+        let plan = |mirror: &Mirror| {
+            let first = mirror.authorities()?.first;
+            let issuer = Some(ca.id()).filter(|id| *id != first);
+            spend(mirror, &digest, (key, issuer), name, now)
+        };
         match self.change(under, plan).await {
             Ok((_, device)) => Ok(device),
             Err(AuthorityError::Refused(failure)) if failure.reason == Reason::IdentityUnknown => {
@@ -206,7 +228,8 @@ impl Authority {
         }
         let text = std::str::from_utf8(body.expose());
         let token = JoinToken::parse(text.unwrap_or_default()).map_err(invalid)?;
-        if token.domain != self.domain || token.root != self.root_digest() {
+        let is_ours = self.issuers().all.iter().any(|ca| ca.id() == token.root);
+        if token.domain != self.domain || !is_ours {
             return Err(Failure::invalid("this token is for another trust domain or root"));
         }
         secret_digest(token.secret.expose()).map_err(invalid)
@@ -233,7 +256,7 @@ fn ended(mirror: &Mirror, now: Moment) -> Vec<Step> {
 fn spend(
     mirror: &Mirror,
     digest: &Digest,
-    key: &SubjectKey,
+    (key, issuer): (&SubjectKey, Option<Digest>),
     name: &str,
     now: Moment,
 ) -> Result<(Vec<Step>, (DeviceId, DeviceRecord)), Failure> {
@@ -267,6 +290,7 @@ fn spend(
         last_seen: now.unix_s(),
         key: key.digest(),
         operator: token.operator.clone(),
+        issuer,
     };
     let spent = TokenRecord { spent: Some(device), ..token.clone() };
     let steps = vec![Step::Token(row, Some(spent)), Step::Device(device, record.clone())];

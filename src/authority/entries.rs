@@ -42,7 +42,7 @@ impl Authority {
                 Ok((vec![Step::Entry(id, Some(record))], ()))
             })
             .await?;
-        Ok(Released::head(Answer::Entries { items: vec![entry], more: false, revision }))
+        Ok(Released::head(Answer::Entries { items: vec![entry], more: false, revision, bundle: 0 }))
     }
 
     /// All entries, in the order of their ids: the page after `after`.
@@ -124,7 +124,7 @@ impl Authority {
 /// One page of entries that are in order.
 pub(super) fn page_of(mut items: Vec<Entry>, revision: u64) -> Released {
     let more = fit_page(&mut items);
-    Released::head(Answer::Entries { items, more, revision })
+    Released::head(Answer::Entries { items, more, revision, bundle: 0 })
 }
 
 /// The step that revokes or resumes an entry; none when it stands so. Revoking an entry that is
@@ -213,7 +213,7 @@ mod tests {
         let entry = create(&room, &draft("/ns/pay/api")).await.unwrap();
         assert_eq!((entry.epoch, entry.created.as_str()), (1, "2026-11-23T12:00:00Z"));
         assert_eq!(status(&room, &entry.id), Some((1, false)));
-        let Answer::Entries { items, more: false, revision } =
+        let Answer::Entries { items, more: false, revision, .. } =
             room.authority.entry_list(None).answer
         else {
             panic!("no list")

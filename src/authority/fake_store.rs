@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use time::macros::datetime;
 
+use super::key_seal::{CaKeys, KeySeal};
 use super::room::{Authority, Places};
 use super::subject_key::SubjectKey;
 use crate::identity::{Caller, CallerKind, Identity, Standing, sample};
@@ -171,9 +172,8 @@ impl Room {
 
     /// One on a store that exists.
     pub(super) async fn over(store: Arc<FakeStore>, clock: Arc<ManualClock>, key: Vec<u8>) -> Self {
-        let ca_key = SecretValue::new(key.clone());
         let (authority, identity) =
-            Authority::open(store.clone(), domain(), ca_key, clock.clone(), places())
+            Authority::open(store.clone(), domain(), keys(&key), clock.clone(), places())
                 .await
                 .unwrap();
         Self { store, clock, key, authority, identity }
@@ -191,6 +191,16 @@ impl Room {
         let enrolled = self.authority.redeem(&key, "host", &made.body, Some(2), self.now()).await;
         (enrolled.unwrap().0, key)
     }
+}
+
+/// The first authority's key, and a seal that opens under the same label only.
+pub(super) fn keys(first: &[u8]) -> CaKeys {
+    let seal = |label: &str, key: &[u8]| [label.as_bytes(), b" ", key].concat();
+    let open = |label: &str, sealed: &[u8]| {
+        let key = sealed.strip_prefix(label.as_bytes())?.strip_prefix(b" ")?;
+        Some(SecretValue::new(key.to_vec()))
+    };
+    CaKeys { first: SecretValue::new(first.to_vec()), seal: KeySeal::new(seal, open) }
 }
 
 pub(super) fn domain() -> TrustDomain {

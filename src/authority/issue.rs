@@ -17,7 +17,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::ca::random_serial;
+use super::ca::{Ca, random_serial};
 use super::error::AuthorityError;
 use super::records::{DeviceRecord, EntryRecord};
 use super::room::Authority;
@@ -79,7 +79,7 @@ impl Authority {
         if !self.bind(&leaf, &key, now) {
             return Err(taken());
         }
-        let minted = self.mint(&leaf, &key, now)?;
+        let minted = self.mint(&self.issuers().active, &leaf, &key, now)?;
         Ok(Released::head(self.certificate(leaf.id, &minted)))
     }
 
@@ -100,7 +100,8 @@ impl Authority {
             .ok_or_else(|| Failure::absent("this device has no such entry"))?;
         check_entry(record, wish, target)?;
         let key = subject_key(wish.public_key)?;
-        if mirror.device(&DeviceId(key.digest())).is_some() || key.digest() == self.ca.key() {
+        if mirror.device(&DeviceId(key.digest())).is_some() || self.issuers().is_key(&key.digest())
+        {
             return Err(taken());
         }
         Ok((workload_leaf(device, host, record, wish.holder), key))
@@ -109,14 +110,15 @@ impl Authority {
     /// Signs a certificate and has our own verifier look at it.
     pub(super) fn mint(
         &self,
+        ca: &Ca,
         leaf: &Leaf,
         key: &SubjectKey,
         now: Moment,
     ) -> Result<Minted, Failure> {
-        self.ca.ready(now)?;
-        let (first, last) = self.ca.life();
+        ca.ready(now)?;
+        let (first, last) = ca.life();
         let (params, until) = params(leaf, first, last, now)?;
-        let minted = Minted { leaf: self.ca.sign(&params, key)?, until };
+        let minted = Minted { leaf: ca.sign(&params, key)?, until };
         if !self.verifies(leaf, &minted, key, now) {
             tracing::error!(id = %leaf.id, "our own verifier refuses a certificate of ours");
             return Err(Failure::new(Code::Internal, Reason::Invalid));
@@ -142,7 +144,7 @@ impl Authority {
         Answer::Certificate {
             spiffe_id,
             chain: vec![STANDARD.encode(&minted.leaf)],
-            bundle: vec![STANDARD.encode(self.ca.root())],
+            bundle: self.issuers().roots(),
             until: rfc3339(minted.until),
         }
     }

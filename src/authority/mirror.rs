@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
+use super::authorities::{Authorities, CA_KEY};
 use super::error::AuthorityError;
 use super::records::{
     DENIED_PREFIX, DeniedKey, DeniedRecord, DeviceRecord, EntryRecord, TokenKey, TokenRecord,
     damaged, decode, encode,
 };
 use crate::identity::{Denied, DeviceStatus, EntryStatus};
-use crate::model::{DeviceClass, DeviceId, Digest, Entry, EntryId, next_items};
+use crate::model::{DeviceClass, DeviceId, Digest, Entry, EntryId, TrustDomain, next_items};
 use crate::store::{Expect, Store, Table, Txn, Write};
 
 /// Rows read from the store at once.
@@ -35,6 +36,7 @@ pub(super) enum Step {
     Entry(EntryId, Option<EntryRecord>),
     Token(TokenKey, Option<TokenRecord>),
     Denied(DeniedKey, Option<DeniedRecord>),
+    Authorities(Authorities),
 }
 
 /// Entries by whom they are for: a class, or one device of it.
@@ -43,6 +45,7 @@ type Duties = HashMap<(DeviceClass, Option<DeviceId>), Arc<Vec<EntryId>>>;
 /// All rows.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Mirror {
+    authorities: Option<Held<Authorities>>,
     devices: Arc<HashMap<DeviceId, Held<DeviceRecord>>>,
     entries: Arc<HashMap<EntryId, Held<EntryRecord>>>,
     tokens: Arc<HashMap<TokenKey, Held<TokenRecord>>>,
@@ -59,9 +62,15 @@ pub(super) struct Mirror {
 
 impl Mirror {
     /// Reads everything.
-    pub(super) async fn load(store: &dyn Store) -> Result<Self, AuthorityError> {
+    pub(super) async fn load(
+        store: &dyn Store,
+        domain: &TrustDomain,
+    ) -> Result<Self, AuthorityError> {
         let revision = store.revision().await?;
         let mut mirror = Self { revision, entries_revision: revision, ..Self::default() };
+        let row = store.get(Table::Authority, CA_KEY).await?.ok_or(AuthorityError::CaMissing)?;
+        let record = Arc::new(Authorities::read(&row.value, domain)?);
+        mirror.authorities = Some(Held { record, revision: row.revision });
         for (key, record, revision) in rows::<DeviceRecord>(store, Table::Devices).await? {
             let id: [u8; 32] =
                 key.as_slice().try_into().map_err(|_| damaged(Table::Devices, &key))?;
@@ -111,6 +120,9 @@ impl Mirror {
                 }
                 Step::Denied(key, Some(record)) => next.put_denied(key, record, revision),
                 Step::Denied(key, None) => next.drop_denied(&key),
+                Step::Authorities(row) => {
+                    next.authorities = Some(Held { record: Arc::new(row), revision });
+                }
             }
         }
         next
@@ -140,11 +152,20 @@ impl Mirror {
                     let value = record.as_ref().map(encode).transpose()?;
                     (Table::Authority, key.row(), value, held)
                 }
+                Step::Authorities(row) => {
+                    let held = self.authorities.as_ref().map(|held| held.revision);
+                    (Table::Authority, CA_KEY.to_vec(), Some(encode(row)?), held)
+                }
             };
             txn.expects.push(Expect { table, key: key.clone(), revision });
             txn.writes.push(Write { table, key, value });
         }
         Ok(txn)
+    }
+
+    /// The authorities; there always are some, in a mirror that was loaded.
+    pub(super) fn authorities(&self) -> Result<&Arc<Authorities>, AuthorityError> {
+        self.authorities.as_ref().map(|held| &held.record).ok_or(AuthorityError::CaMissing)
     }
 
     /// A device's row.
@@ -321,10 +342,10 @@ async fn rows_under<T: DeserializeOwned>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake_store::{Room, domain, draft, places};
+    use super::super::fake_store::{Room, domain, draft, keys, places};
     use super::super::room::Authority;
     use super::*;
-    use crate::model::{DeviceClass, EntryDraft, SecretValue};
+    use crate::model::{DeviceClass, EntryDraft};
 
     #[tokio::test]
     async fn duties_are_those_of_the_class_and_of_the_device_and_living() {
@@ -370,8 +391,8 @@ mod tests {
         let room = Room::new().await;
         room.device("server").await;
         let open = async || {
-            let key = SecretValue::new(room.key.clone());
-            Authority::open(room.store.clone(), domain(), key, room.clock.clone(), places()).await
+            let keys = keys(&room.key);
+            Authority::open(room.store.clone(), domain(), keys, room.clock.clone(), places()).await
         };
         assert!(open().await.is_ok());
         for table in [Table::Devices, Table::Tokens] {
@@ -394,8 +415,8 @@ mod tests {
         let again = Authority::create(room.store.as_ref(), &domain(), room.clock.as_ref()).await;
         assert!(matches!(again.unwrap_err(), AuthorityError::CaExists));
         let empty: Arc<dyn Store> = Arc::new(super::super::fake_store::FakeStore::default());
-        let key = SecretValue::new(room.key.clone());
-        let none = Authority::open(empty, domain(), key, room.clock.clone(), places()).await;
+        let none =
+            Authority::open(empty, domain(), keys(&room.key), room.clock.clone(), places()).await;
         assert!(matches!(none.unwrap_err(), AuthorityError::CaMissing));
     }
 

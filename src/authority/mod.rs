@@ -7,6 +7,7 @@
 //! put in force; then the answer goes out, so that whoever has the answer to a revocation can
 //! rely on it (I4). It never decides who may ask: a [`Grant`](crate::decision_log::Grant) says so.
 
+mod authorities;
 mod ca;
 mod denied;
 mod devices;
@@ -15,21 +16,27 @@ mod entries;
 mod error;
 mod guesses;
 mod issue;
+mod issuers;
+mod key_seal;
 mod living_keys;
 mod mirror;
 mod own;
 mod records;
 mod restore;
 mod room;
+mod rotate;
 mod subject_key;
 mod token;
 
 #[cfg(test)]
 mod fake_store;
 #[cfg(test)]
+mod rotate_tests;
+#[cfg(test)]
 mod whole_tests;
 
 pub use error::AuthorityError;
+pub use key_seal::{CaKeys, KeySeal};
 pub use own::OwnIdentity;
 pub use records::DeniedOf;
 pub use restore::{DeniedSvid, EpochFloor};

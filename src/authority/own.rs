@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
-use super::ca::P256Key;
+use super::ca::{Ca, P256Key};
 use super::entries::page_of;
 use super::error::AuthorityError;
 use super::issue::{Leaf, device_leaf};
@@ -20,7 +20,8 @@ use crate::model::limits::{
     AGENT_TTL, LAST_SEEN_STEP, OPERATOR_RENEW, OPERATOR_TTL, REENROLL_WINDOW, SVID_TTL,
 };
 use crate::model::{
-    Answer, Ask, Code, DeviceId, EntryId, Failure, Moment, Reason, Released, SpiffeId, rfc3339,
+    Answer, Ask, Code, DeviceId, Digest, EntryId, Failure, Moment, Reason, Released, SpiffeId,
+    rfc3339,
 };
 use rcgen::PublicKeyData;
 
@@ -28,6 +29,8 @@ use rcgen::PublicKeyData;
 pub struct OwnIdentity {
     /// Leaf first; the root stands last, because the enrolment port must show it.
     pub chain: Vec<CertificateDer<'static>>,
+    /// The same key under each other authority that is trusted, for whoever knows no younger root.
+    pub others: Vec<Vec<CertificateDer<'static>>>,
     /// The key, PKCS#8.
     pub key: PrivateKeyDer<'static>,
     /// End of the leaf.
@@ -56,10 +59,20 @@ impl Authority {
         if !self.bind(&leaf, &subject, now) {
             return Err(AuthorityError::Crypto("making a key that nobody has").into());
         }
-        let minted = self.mint(&leaf, &subject, now)?;
+        let issuers = self.issuers();
+        let minted = self.mint(&issuers.active, &leaf, &subject, now)?;
+        let mut others = Vec::new();
+        for ca in issuers.all.iter().filter(|ca| ca.id() != issuers.active.id()) {
+            // One that has ended, or is revoked this very moment, is shown to nobody.
+            if let Ok(other) = self.mint(ca, &leaf, &subject, now) {
+                others.push(vec![other.leaf, ca.root().clone()]);
+            }
+        }
+        self.own_by.store(Some(Arc::new(issuers.active.id())));
         let pkcs8 = key.pkcs8()?;
         Ok(OwnIdentity {
-            chain: vec![minted.leaf, self.ca.root().clone()],
+            chain: vec![minted.leaf, issuers.active.root().clone()],
+            others,
             key: PrivatePkcs8KeyDer::from(pkcs8.expose().to_vec()).into(),
             until: minted.until,
         })
@@ -89,7 +102,11 @@ impl Authority {
         };
         let mirror = self.mirror();
         let items = mirror.duties(class, device, after);
-        Ok(page_of(items, mirror.entries_revision))
+        let mut page = page_of(items, mirror.entries_revision);
+        if let Answer::Entries { bundle, .. } = &mut page.answer {
+            *bundle = mirror.authorities()?.sequence;
+        }
+        Ok(page)
     }
 
     /// A new certificate for the caller's own identity and the key that its handshake proved.
@@ -122,14 +139,17 @@ impl Authority {
         under: Option<u64>,
         now: Moment,
     ) -> Result<Released, Failure> {
-        self.ca.ready(now)?;
-        let (_, record) = self.change(under, |mirror| see(mirror, device, key, now)).await?;
-        self.device_certificate(*device, &record, key, now)
+        let ca = Arc::clone(&self.issuers().active);
+        ca.ready(now)?;
+        let plan = |mirror: &Mirror| see(mirror, device, key, &ca.id(), now);
+        let (_, record) = self.change(under, plan).await?;
+        self.device_certificate(&ca, *device, &record, key, now)
     }
 
     /// A device's own certificate, at the record's epoch.
     pub(super) fn device_certificate(
         &self,
+        ca: &Ca,
         device: DeviceId,
         record: &DeviceRecord,
         key: &SubjectKey,
@@ -143,7 +163,7 @@ impl Authority {
         if !self.bind(&leaf, key, now) {
             return Err(Failure::conflict("this key serves another identity; make a fresh one"));
         }
-        let minted = self.mint(&leaf, key, now)?;
+        let minted = self.mint(ca, &leaf, key, now)?;
         Ok(Released::head(self.certificate(id, &minted)))
     }
 
@@ -158,6 +178,7 @@ fn see(
     mirror: &Mirror,
     device: &DeviceId,
     key: &SubjectKey,
+    issuer: &Digest,
     now: Moment,
 ) -> Result<(Vec<Step>, Arc<DeviceRecord>), Failure> {
     let known = mirror.device(device).filter(|record| record.key == key.digest());
@@ -183,8 +204,11 @@ fn see(
         return Err(Failure::invalid(hint));
     }
     let mut seen = record.clone();
+    let row = mirror.authorities()?;
+    let former = record.issuer.unwrap_or(row.first);
+    seen.issuer = Some(*issuer).filter(|issuer| *issuer != row.first);
     let unseen = now.unix_s().saturating_sub(record.last_seen);
-    if unseen < i64::try_from(LAST_SEEN_STEP.as_secs()).unwrap_or(i64::MAX) {
+    if former == *issuer && unseen < i64::try_from(LAST_SEEN_STEP.as_secs()).unwrap_or(i64::MAX) {
         return Ok((Vec::new(), Arc::new(seen)));
     }
     seen.last_seen = now.unix_s();
@@ -202,11 +226,12 @@ mod tests {
         let room = Room::new().await;
         let (device, key) = room.device("server").await;
         let mirror = room.authority.mirror();
-        assert!(see(&mirror, &device, &key, room.now()).is_ok());
+        let ca = room.authority.root_digest();
+        assert!(see(&mirror, &device, &key, &ca, room.now()).is_ok());
         let record = mirror.device(&device).unwrap().clone();
         let other = DeviceRecord { key: fresh_key().digest(), ..record };
         let mirror = mirror.with(vec![Step::Device(device, other)], 9);
-        let failure = see(&mirror, &device, &key, room.now()).unwrap_err();
+        let failure = see(&mirror, &device, &key, &ca, room.now()).unwrap_err();
         assert_eq!((failure.code, failure.reason), (Code::Denied, Reason::IdentityUnknown));
     }
 }

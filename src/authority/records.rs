@@ -12,18 +12,6 @@ use crate::store::Table;
 /// The format that this program writes.
 pub(super) const FORMAT: u64 = 1;
 
-/// The row of the root certificate.
-pub(super) const CA_KEY: &[u8] = b"ca/1";
-
-/// The root certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct CaRecord {
-    pub v: u64,
-    /// DER, base64.
-    pub certificate: String,
-}
-
 /// One device: everything about it in one row, so that no two records can disagree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +33,9 @@ pub(super) struct DeviceRecord {
     /// Whose it is, for the class of people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<String>,
+    /// The authority that signed its latest certificate; none for the first that there ever was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<Digest>,
 }
 
 /// One registration entry.

@@ -6,11 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::error::AuthorityError;
+use super::issuers::fresh;
 use super::mirror::{Mirror, Step};
 use super::records::{DeniedOf, DeniedRecord, DeviceRecord, EntryRecord, FORMAT};
 use super::room::Authority;
 use crate::identity::Caller;
-use crate::model::{Ask, DeviceId, EntryId, Moment, Serial, SpiffeId};
+use crate::model::{
+    Ask, AuthorityState, CaStep, DeviceId, Digest, EntryId, Moment, Serial, SpiffeId,
+};
 
 /// The least that epochs must be. As JSON it stands in the record of each revocation; merged over
 /// the log it is what [`Authority::raise_epochs`] takes.
@@ -29,6 +32,9 @@ pub struct EpochFloor {
     /// SVIDs that were revoked one by one.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub svids: BTreeSet<DeniedSvid>,
+    /// Authorities that were revoked.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub authorities: BTreeSet<Digest>,
 }
 
 /// One SVID that was revoked, as the log knows it.
@@ -56,6 +62,7 @@ impl EpochFloor {
         }
         self.deleted.extend(other.deleted);
         self.svids.extend(other.svids);
+        self.authorities.extend(other.authorities);
     }
 
     /// Forgets the revoked SVIDs that have ended by themselves.
@@ -65,8 +72,9 @@ impl EpochFloor {
 
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
-        let epochs = self.devices.is_empty() && self.entries.is_empty();
-        epochs && self.deleted.is_empty() && self.svids.is_empty()
+        let of_epochs = self.devices.is_empty() && self.entries.is_empty();
+        let of_svids = self.deleted.is_empty() && self.svids.is_empty();
+        of_epochs && of_svids && self.authorities.is_empty()
     }
 }
 
@@ -89,20 +97,36 @@ impl Authority {
                 let serials = svids.iter().map(|svid| &svid.serial);
                 of_svids(&mirror, &DeniedOf::Device(*device), serials)
             }),
+            Ask::Ca(CaStep::Revoke { id, .. })
+                if mirror.authorities().is_ok_and(|row| row.revoked.contains_key(id)) =>
+            {
+                EpochFloor { authorities: BTreeSet::from([*id]), ..EpochFloor::default() }
+            }
             _ => EpochFloor::default(),
         }
     }
 
     /// Raises whatever stands below the floor: such a device is revoked, such an entry suspended
-    /// until an operator resumes it, a deleted one is gone. Called before the line opens; whether
-    /// anything was raised.
+    /// until an operator resumes it, a deleted one is gone, a revoked authority is trusted no more.
+    /// If that one was to sign, the prepared one does, or a fresh one, which nobody knows yet: then
+    /// all enrol anew. Called before the line opens; whether anything was raised.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn raise_epochs(&self, floor: &EpochFloor) -> Result<bool, AuthorityError> {
         let now = self.clock.now();
+        let fresh = match floor.authorities.contains(&self.root_digest()) {
+            true => {
+                tracing::error!("the authority that was to sign is revoked: another one signs now");
+                Some(fresh(&self.opening, AuthorityState::Active, now)?)
+            }
+            false => None,
+        };
+        let revoked: Vec<_> = floor.authorities.iter().copied().collect();
         let plan = |mirror: &Mirror| {
-            let steps = raised(mirror, floor, now);
+            let mut steps = raised(mirror, floor, now);
+            let row = mirror.authorities()?.forget(&revoked, fresh.clone(), now.unix_s());
+            steps.extend(row.map(Step::Authorities));
             let any = !steps.is_empty();
             Ok((steps, any))
         };
@@ -273,6 +297,7 @@ mod tests {
             devices: BTreeMap::from([(DeviceId(crate::model::Digest::of(b"nobody")), 9)]),
             entries: BTreeMap::from([(a, 2), (EntryId::random(), 9)]),
             deleted: BTreeSet::from([EntryId::random()]),
+            authorities: BTreeSet::from([crate::model::Digest::of(b"nobody")]),
             ..EpochFloor::default()
         };
         assert!(!room.authority.raise_epochs(&floor).await.unwrap());

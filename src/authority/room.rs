@@ -1,21 +1,24 @@
 //! The room's one shared part: what it holds, how it changes, and who carries out which ask.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::sync::Mutex;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{Mutex, watch};
 
-use super::ca::Ca;
+use super::authorities::{Authorities, CA_KEY, OneRecord};
+use super::ca::{Ca, ClockTrust};
 use super::error::AuthorityError;
 use super::guesses::Guesses;
+use super::issuers::{Issuers, Opening};
+use super::key_seal::CaKeys;
 use super::living_keys::LivingKeys;
 use super::mirror::{Mirror, Step};
-use super::records::{CA_KEY, CaRecord, decode, encode};
+use super::records::encode;
+use super::rotate::Acknowledged;
 use crate::decision_log::{Authority as ForAuthority, Grant};
-use crate::identity::{Bundle, Caller, Identity, View};
+use crate::identity::{Caller, Identity, View};
 use crate::model::{
     Answer, Ask, Clock, Code, Digest, Failure, Moment, Reason, Released, SecretValue, Target,
     TrustDomain, limits,
@@ -41,15 +44,17 @@ struct Writing {
 pub struct Authority {
     pub(super) store: Arc<dyn Store>,
     pub(super) domain: TrustDomain,
-    pub(super) ca: Ca,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) places: Places,
     pub(super) identity: Arc<Identity>,
     pub(super) living_keys: LivingKeys,
     pub(super) guesses: Guesses,
-    root: Digest,
-    bundles: Arc<HashMap<TrustDomain, Bundle>>,
-    own_issuers: Arc<HashSet<Digest>>,
+    pub(super) opening: Opening,
+    pub(super) acknowledged: Acknowledged,
+    /// The authority that the broker's own certificate is of.
+    pub(super) own_by: ArcSwapOption<Digest>,
+    issuers: ArcSwap<Issuers>,
+    rotated: watch::Sender<u64>,
     mirror: ArcSwap<Mirror>,
     writing: Mutex<Writing>,
 }
@@ -58,7 +63,7 @@ impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
             .field("domain", &self.domain)
-            .field("root", &self.root)
+            .field("root", &self.root_digest())
             .field("places", &self.places)
             .finish_non_exhaustive()
     }
@@ -75,7 +80,8 @@ impl Authority {
         domain: &TrustDomain,
         clock: &dyn Clock,
     ) -> Result<SecretValue, AuthorityError> {
-        let (record, key) = Ca::create(domain, clock.now())?;
+        let (certificate, key) = Ca::create(domain, clock.now())?;
+        let record = OneRecord::new(certificate);
         let (table, row) = (Table::Authority, CA_KEY.to_vec());
         let txn = Txn {
             expects: vec![Expect { table, key: row.clone(), revision: None }],
@@ -89,7 +95,7 @@ impl Authority {
         }
     }
 
-    /// Opens the authority of `domain` with its unsealed key, reads all devices, entries and
+    /// Opens the authorities of `domain` with their keys, reads all devices, entries and
     /// tokens, and starts a new [`Identity`] with them.
     ///
     /// # Errors
@@ -97,22 +103,21 @@ impl Authority {
     pub async fn open(
         store: Arc<dyn Store>,
         domain: TrustDomain,
-        ca_key: SecretValue,
+        keys: CaKeys,
         clock: Arc<dyn Clock>,
         places: Places,
     ) -> Result<(Self, Arc<Identity>), AuthorityError> {
-        let row = store.get(Table::Authority, CA_KEY).await?;
-        let row = row.ok_or(AuthorityError::CaMissing)?;
-        let record: CaRecord = decode(Table::Authority, CA_KEY, &row.value)?;
-        let ca = Ca::open(&record, &ca_key, &domain, clock.now())?;
-        let mirror = Mirror::load(store.as_ref()).await?;
-        let bundle = Bundle { roots: vec![ca.root().clone()] };
-        let bundles = Arc::new(HashMap::from([(domain.clone(), bundle)]));
-        let own_issuers = Arc::new(HashSet::from([ca.key()]));
-        let view = view(&domain, &bundles, &own_issuers, &mirror);
-        let identity = Arc::new(Identity::new(view));
+        let now = clock.now();
+        let mirror = Mirror::load(store.as_ref(), &domain).await?;
+        let opening = Opening { domain: domain.clone(), keys, clock: ClockTrust::from(now) };
+        let issuers = Issuers::open(mirror.authorities()?, None, &opening, now)?;
+        let identity = Arc::new(Identity::new(view(&domain, &issuers, &mirror)));
         let authority = Self {
-            root: Digest::of(ca.root()),
+            opening,
+            acknowledged: Acknowledged::default(),
+            own_by: ArcSwapOption::empty(),
+            issuers: ArcSwap::from_pointee(issuers),
+            rotated: watch::channel(mirror.authorities()?.sequence).0,
             identity: identity.clone(),
             mirror: ArcSwap::from_pointee(mirror),
             writing: Mutex::default(),
@@ -120,11 +125,8 @@ impl Authority {
             guesses: Guesses::default(),
             store,
             domain,
-            ca,
             clock,
             places,
-            bundles,
-            own_issuers,
         };
         Ok((authority, identity))
     }
@@ -167,14 +169,19 @@ impl Authority {
         self.act(&caller, &ask, grant.target(), grant.under()?, grant.now(), body).await
     }
 
-    /// SHA-256 of the root certificate (DER).
+    /// SHA-256 of the root certificate (DER) of the authority that signs.
     pub fn root_digest(&self) -> Digest {
-        self.root
+        self.issuers().active.id()
     }
 
-    /// The root certificate, its first and last second: what is alarmed about in time.
+    /// The root that signs, its first and last second: what is alarmed about in time.
     pub fn root_life(&self) -> (time::OffsetDateTime, time::OffsetDateTime) {
-        self.ca.life()
+        self.issuers().active.life()
+    }
+
+    /// Counts up whenever an authority changes: the broker's own certificate is renewed then.
+    pub fn rotations(&self) -> watch::Receiver<u64> {
+        self.rotated.subscribe()
     }
 
     /// The time by its clock.
@@ -185,7 +192,7 @@ impl Authority {
     /// From this moment on, time counts as right: nothing is signed once the wall clock has
     /// stepped by more than 5 minutes against the boot clock, until this is called again.
     pub fn trust_clock(&self, now: Moment) {
-        self.ca.trust_clock(now);
+        self.opening.clock.trust(now);
     }
 
     /// Life of a workload's certificate whose entry says nothing.
@@ -208,6 +215,8 @@ impl Authority {
             Ask::Whoami {} => Ok(self.whoami(caller)),
             Ask::Renew {} => self.renew(caller, under, now).await,
             Ask::Duties { after } => self.duties(caller, after.as_ref()),
+            Ask::Bundle { holds } => self.bundle(caller, *holds),
+            Ask::Ca(step) => self.ca_step(step, under, now).await,
             Ask::Enroll { name, token } => {
                 self.enroll(caller, (name, token.as_ref()), &body, under, now).await
             }
@@ -235,6 +244,11 @@ impl Authority {
         self.mirror.load_full()
     }
 
+    /// The authorities, opened.
+    pub(super) fn issuers(&self) -> Arc<Issuers> {
+        self.issuers.load_full()
+    }
+
     /// Makes a change. `plan` says, from the rows as they stand, which ones to write, or why not;
     /// it may be asked again when another broker was faster. The order is what I4 stands on: the
     /// commit, then the view, then the answer. A commit whose outcome is not known makes the next
@@ -247,7 +261,9 @@ impl Authority {
         let mut writing = self.writing.lock().await;
         for _ in 0..2 {
             if writing.stale {
-                self.publish(Mirror::load(self.store.as_ref()).await?);
+                let loaded = Mirror::load(self.store.as_ref(), &self.domain).await?;
+                let opened = self.opened(Some(loaded.authorities()?))?;
+                self.publish(loaded, opened);
                 writing.stale = false;
             }
             let mirror = self.mirror();
@@ -256,10 +272,15 @@ impl Authority {
                 return Ok((mirror.revision, value));
             }
             let txn = mirror.txn(&steps, under)?;
+            let row = steps.iter().find_map(|step| match step {
+                Step::Authorities(row) => Some(row),
+                _ => None,
+            });
+            let opened = self.opened(row)?; // a key that does not open stops it before the commit
             writing.stale = true;
             match self.store.commit(txn).await {
                 Ok(revision) => {
-                    self.publish(mirror.with(steps, revision));
+                    self.publish(mirror.with(steps, revision), opened);
                     writing.stale = false;
                     return Ok((revision, value));
                 }
@@ -280,26 +301,37 @@ impl Authority {
         Ok(Released::head(Answer::Done { revision }))
     }
 
-    fn publish(&self, mirror: Mirror) {
-        if !mirror.looks_like(&self.mirror()) {
-            let view = view(&self.domain, &self.bundles, &self.own_issuers, &mirror);
-            self.identity.install(view);
+    /// The row's authorities, opened, if they are others than now.
+    fn opened(&self, row: Option<&Authorities>) -> Result<Option<Issuers>, AuthorityError> {
+        let (mirror, former) = (self.mirror(), self.issuers());
+        let Some(row) = row.filter(|row| mirror.authorities().is_ok_and(|held| **held != **row))
+        else {
+            return Ok(None);
+        };
+        Issuers::open(row, Some(&former), &self.opening, self.clock.now()).map(Some)
+    }
+
+    fn publish(&self, mirror: Mirror, opened: Option<Issuers>) {
+        let rotated = opened.is_some();
+        let issuers = opened.map_or_else(|| self.issuers(), Arc::new);
+        if rotated || !mirror.looks_like(&self.mirror()) {
+            self.identity.install(view(&self.domain, &issuers, &mirror));
         }
+        // Nobody signs with what the view does not trust yet.
+        self.issuers.store(issuers);
         self.mirror.store(Arc::new(mirror));
+        if let (true, Ok(row)) = (rotated, self.mirror().authorities()) {
+            self.rotated.send_replace(row.sequence);
+        }
     }
 }
 
 /// The picture that identity judges by. No foreign trust domain is in it (I11).
-fn view(
-    domain: &TrustDomain,
-    bundles: &Arc<HashMap<TrustDomain, Bundle>>,
-    own_issuers: &Arc<HashSet<Digest>>,
-    mirror: &Mirror,
-) -> View {
+fn view(domain: &TrustDomain, issuers: &Issuers, mirror: &Mirror) -> View {
     View {
         trust_domain: domain.clone(),
-        bundles: bundles.clone(),
-        own_issuers: own_issuers.clone(),
+        bundles: issuers.bundles.clone(),
+        own_issuers: issuers.own_issuers.clone(),
         devices: mirror.device_statuses().clone(),
         entries: mirror.entry_statuses().clone(),
         denied: mirror.denied_svids().clone(),

@@ -19,8 +19,8 @@ use crate::authority::{Authority, OwnIdentity};
 use crate::decision_log::{DecisionLog, Note, RecordError, Ruling};
 use crate::identity::{Caller, CallerKind, Identity, Peer};
 use crate::model::{
-    Action, Answer, Ask, ClientRef, Clock, Code, Failure, Kind, Moment, Object, Reason, Refusal,
-    Released, RequestId, SecretValue, Target, fit_page,
+    Action, Answer, Ask, CaStep, ClientRef, Clock, Code, Failure, Kind, Moment, Object, Reason,
+    Refusal, Released, RequestId, SecretValue, Target, fit_page,
 };
 use crate::policy::{Bundle, Generations, Policy};
 use crate::posture::{Challenge, Demand, Posture, Verdict};
@@ -235,7 +235,10 @@ impl Line {
 
     /// What stands against beginning, beside the decision.
     fn may_begin(&self, ask: &Ask, caller: &Caller) -> Result<(), Failure> {
-        let issuing = matches!(ask, Ask::Issue { .. } | Ask::Renew {} | Ask::Enroll { .. });
+        let issuing = matches!(
+            ask,
+            Ask::Issue { .. } | Ask::Renew {} | Ask::Enroll { .. } | Ask::Ca(CaStep::Prepare {})
+        );
         if issuing && !self.clock_agrees.load(Ordering::Relaxed) {
             return Err(Failure::new(Code::Unavailable, Reason::ClockStep));
         }

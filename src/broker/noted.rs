@@ -15,8 +15,8 @@ use crate::authority::{JoinToken, OwnIdentity};
 use crate::decision_log::Note;
 use crate::identity::Caller;
 use crate::model::{
-    Answer, Ask, Code, DeviceId, Digest, Entry, Failure, Reason, Refusal, Released, RequestId,
-    SpiffeId,
+    Answer, Ask, AuthoritySummary, CaStanding, CaStep, Code, DeviceId, Digest, Entry, Failure,
+    Reason, Refusal, Released, RequestId, SpiffeId,
 };
 
 /// Hexadecimal digits of a token's digest that name it, as in the record of its enrolment.
@@ -49,9 +49,12 @@ impl Line {
         own: Result<OwnIdentity, Failure>,
     ) -> Result<OwnIdentity, Refusal> {
         let noted = async |own: &OwnIdentity| {
-            let leaf = own.chain.first().map_or(&[][..], |leaf| leaf.as_ref());
-            let detail = json!({ "cert": Digest::of(leaf), "serial": serial_of(leaf)? });
-            self.note_identity(request, "own", detail).await
+            for chain in std::iter::once(&own.chain).chain(&own.others) {
+                let leaf = chain.first().map_or(&[][..], |leaf| leaf.as_ref());
+                let detail = json!({ "cert": Digest::of(leaf), "serial": serial_of(leaf)? });
+                self.note_identity(request, "own", detail).await?;
+            }
+            Ok(())
         };
         let outcome = match own {
             Ok(own) => noted(&own).await.map(|()| own),
@@ -103,6 +106,7 @@ fn told(
         Ask::Enroll { token: None, .. } => "returned",
         Ask::TokenCreate { .. } | Ask::OperatorAdd { .. } => "token",
         Ask::EntryCreate { .. } => "entry",
+        Ask::Ca(step) if *step != (CaStep::Show {}) => "authorities",
         Ask::PolicyActivate {} | Ask::PolicyRollback {} => "policy",
         _ => return Ok(None),
     };
@@ -114,6 +118,7 @@ fn told(
             json!({ "name": head.name, "token": token_of(released)?, "until": head.until })
         }
         Answer::Entries { items, .. } => items.first().map(entry).ok_or_else(unreadable)?,
+        Answer::Authorities(standing) => authorities(standing),
         Answer::Policy { serial, digest } => json!({ "digest": digest, "serial": serial }),
         _ => return Ok(None),
     };
@@ -147,6 +152,13 @@ fn certificate(
         map.insert("entry".to_owned(), json!(entry));
     }
     Ok(detail)
+}
+
+/// The authorities as they stand after a step: which is trusted, and which of them signs.
+fn authorities(standing: &CaStanding) -> Value {
+    let state = |it: &AuthoritySummary| (it.id.to_string(), json!(it.state));
+    let states: serde_json::Map<_, _> = standing.authorities.iter().map(state).collect();
+    json!({ "authorities": states, "sequence": standing.sequence })
 }
 
 /// An entry as it stands now; its selectors in words.

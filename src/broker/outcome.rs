@@ -7,7 +7,7 @@ use super::connections::Connection;
 use crate::decision_log::{RecordError, Ruling};
 use crate::identity::Peer;
 use crate::model::{
-    Ask, ClientRef, Code, Failure, Reason, Refusal, Released, RequestId, SecretValue,
+    Ask, CaStep, ClientRef, Code, Failure, Reason, Refusal, Released, RequestId, SecretValue,
 };
 use crate::posture::Challenge;
 
@@ -96,6 +96,8 @@ pub fn is_repeatable(ask: &Ask) -> bool {
             | Ask::LogRead { .. }
             | Ask::Explain { .. }
             | Ask::PolicyRead {}
+            | Ask::Bundle { .. }
+            | Ask::Ca(CaStep::Show {})
             | Ask::BackupData {}
             | Ask::BackupKeys { .. }
     )

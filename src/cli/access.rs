@@ -105,9 +105,13 @@ impl Asking {
     /// fault of the command: what stands still counts, and the next command tries again.
     async fn renew_if_due(&mut self, dir: &Path, clock: &dyn Clock) {
         let Ok(until) = self.credentials.not_after() else { return };
-        if until - clock.now().wall() > limits::OPERATOR_TTL / 2 {
-            return;
+        if until - clock.now().wall() <= limits::OPERATOR_TTL / 2 {
+            self.renew(Some(dir)).await;
         }
+    }
+
+    /// Renews the certificate, and takes over the roots that come with it.
+    pub async fn renew(&mut self, dir: Option<&Path>) {
         let Ok((_, released)) = self.client.ask(Ask::Renew {}, SecretValue::empty()).await else {
             return;
         };
@@ -116,7 +120,8 @@ impl Asking {
         {
             let former = std::mem::replace(&mut self.credentials.chain, chain);
             self.credentials.bundle = bundle;
-            if let Err(error) = app::keep_renewed(dir, &former, &self.credentials) {
+            let kept = dir.map(|dir| app::keep_renewed(dir, &former, &self.credentials));
+            if let Some(Err(error)) = kept {
                 eprintln!("the renewed certificate could not be written: {error}");
             }
         }

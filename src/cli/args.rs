@@ -176,6 +176,12 @@ pub enum Command {
         #[command(subcommand)]
         action: IdentityAction,
     },
+    /// The authorities that sign identities: how they stand, and their rotation
+    Ca {
+        /// What to do
+        #[command(subcommand)]
+        action: CaAction,
+    },
     /// Policies
     Policy {
         /// What to do

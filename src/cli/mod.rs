@@ -8,6 +8,7 @@ mod admin;
 mod args;
 mod backup;
 mod broker;
+mod ca;
 mod doctor;
 mod fault;
 mod import;
@@ -122,6 +123,7 @@ async fn asking(command: Command, access: &access::Access, output: &Output) -> R
         Command::Device { action } => admin::device(action, access, output).await,
         Command::Entry { action } => admin::entry(action, access, output).await,
         Command::Identity { action } => admin::identity(action, access, output).await,
+        Command::Ca { action } => ca::ca(action, access, output).await,
         Command::Backup(options) => backup::backup(options, access, output).await,
         Command::Policy { action } => policies::policy(action, access, output).await,
         Command::Log { action } => logs::log(action, access, output).await,

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::line::Line;
 use super::merkle::sha256;
-use crate::model::{Ask, Digest, EntryDraft, Labels};
+use crate::model::{Ask, CaStep, Digest, EntryDraft, Labels};
 
 /// Bytes of a digest that stands for a text or a token: enough to find it again.
 const SHORT: usize = 16;
@@ -41,6 +41,11 @@ pub(super) fn of(line: &mut Line, ask: &Ask) {
         Ask::OperatorAdd { name } | Ask::OperatorRemove { name } => {
             line.key("detail").object(|line| text(line, "name", name, 2 * WIDE));
         }
+        Ask::Ca(step) => authority(line, step),
+        Ask::Bundle { holds: Some(holds) } => line.key("detail").object(|line| {
+            line.key("sequence").number(holds.sequence);
+            line.key("tainted").number(u64::from(holds.tainted));
+        }),
         Ask::EntryCreate { entry } => line.key("detail").object(|line| draft(line, entry)),
         Ask::Revoke { resume, .. } => {
             line.key("detail").object(|line| line.key("resume").truth(*resume));
@@ -74,6 +79,7 @@ pub(super) fn of(line: &mut Line, ask: &Ask) {
         }),
         Ask::Write { .. } | Ask::Delete { .. } | Ask::Undelete { .. } => {}
         Ask::Read { .. } | Ask::List { .. } | Ask::Versions { .. } => {}
+        Ask::Bundle { holds: None } => {}
         Ask::Whoami {} | Ask::Report { .. } | Ask::Renew {} | Ask::Duties { .. } => {}
         Ask::DeviceList { .. } | Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => {}
         Ask::EntryList { .. } | Ask::EntryDelete { .. } | Ask::Status {} | Ask::BackupData {} => {}
@@ -91,6 +97,26 @@ fn write(line: &mut Line, cas: Option<u64>, labels: Option<&Labels>, staged: boo
     }
     if staged {
         line.key("staged").truth(true);
+    }
+}
+
+/// Which authority, and whether nobody shall be waited for.
+fn authority(line: &mut Line, step: &CaStep) {
+    match step {
+        CaStep::Show {} | CaStep::Prepare {} => {}
+        CaStep::Activate { after_s, force } => line.key("detail").object(|line| {
+            if let Some(after_s) = after_s {
+                line.key("after_s").number(u64::from(*after_s));
+            }
+            line.key("force").truth(*force);
+        }),
+        CaStep::Taint { id } => {
+            line.key("detail").object(|line| line.key("authority").hex(&id.0));
+        }
+        CaStep::Revoke { id, force } => line.key("detail").object(|line| {
+            line.key("authority").hex(&id.0);
+            line.key("force").truth(*force);
+        }),
     }
 }
 
@@ -182,6 +208,13 @@ mod tests {
         let token = "ab".repeat(32);
         let enroll = of(json!({"enroll": {"name": "host-1", "token": token}}));
         assert_eq!(enroll, json!({"name": "host-1", "token": "ab".repeat(8)}));
+        let authority = "cd".repeat(32);
+        let revoked = of(json!({"ca": {"revoke": {"id": authority, "force": true}}}));
+        assert_eq!(revoked, json!({"authority": authority, "force": true}));
+        let activated = of(json!({"ca": {"activate": {"after_s": 60}}}));
+        assert_eq!(activated, json!({"after_s": 60, "force": false}));
+        let held = of(json!({"bundle": {"holds": {"sequence": 7, "tainted": 2}}}));
+        assert_eq!(held, json!({"sequence": 7, "tainted": 2}));
         for plain in [
             json!({"read": {"name": "a/b", "version": 3}}),
             json!({"list": {"prefix": "a"}}),

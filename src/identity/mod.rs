@@ -44,6 +44,6 @@ pub use jwt_svid::{JwtSvid, JwtSvidError};
 pub use key::KeyKind;
 pub use peer::{Applicant, BrokerTask, Peer, SvidPeer, Task};
 pub use svid_error::SvidError;
-pub use verifier::{ApplicantVerifier, SvidVerifier};
+pub use verifier::{ApplicantVerifier, SvidVerifier, root_hint};
 pub use verify::VerifiedSvid;
 pub use view::{Bundle, Denied, DeniedFor, DeviceStatus, EntryStatus, Identity, View};

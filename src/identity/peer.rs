@@ -12,6 +12,8 @@ pub enum Task {
     OwnIdentity,
     /// Forgetting tokens that have ended.
     Retention,
+    /// The calendar of the authorities.
+    Rotation,
 }
 
 impl Task {
@@ -20,6 +22,7 @@ impl Task {
         match self {
             Self::OwnIdentity => "own-identity",
             Self::Retention => "retention",
+            Self::Rotation => "rotation",
         }
     }
 }

@@ -130,6 +130,7 @@ pub(super) struct Names {
     applicant: Arc<SpiffeId>,
     own_identity: Arc<SpiffeId>,
     retention: Arc<SpiffeId>,
+    rotation: Arc<SpiffeId>,
 }
 
 impl Names {
@@ -143,6 +144,7 @@ impl Names {
             applicant: name("/doorward/applicant"),
             own_identity: task(Task::OwnIdentity),
             retention: task(Task::Retention),
+            rotation: task(Task::Rotation),
         }
     }
 
@@ -156,6 +158,7 @@ impl Names {
         match task {
             Task::OwnIdentity => &self.own_identity,
             Task::Retention => &self.retention,
+            Task::Rotation => &self.rotation,
         }
     }
 }

@@ -68,6 +68,8 @@ pub struct SvidVerifier {
     identity: Arc<Identity>,
     clock: Arc<dyn Clock>,
     side: Side,
+    /// What a client tells a server of the roots that it knows.
+    hints: Vec<DistinguishedName>,
 }
 
 /// Whose certificates are verified.
@@ -80,7 +82,7 @@ enum Side {
 impl SvidVerifier {
     /// For a server: any known trust domain's SVIDs; client certificates are mandatory.
     pub fn for_clients(identity: Arc<Identity>, clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { identity, clock, side: Side::Clients })
+        Arc::new(Self { identity, clock, side: Side::Clients, hints: Vec::new() })
     }
 
     /// For a client: the server must be exactly `expected`; the DNS name is not looked at.
@@ -89,7 +91,8 @@ impl SvidVerifier {
         clock: Arc<dyn Clock>,
         expected: SpiffeId,
     ) -> Arc<Self> {
-        Arc::new(Self { identity, clock, side: Side::Server(expected) })
+        let hints = hints_of(&identity, expected.trust_domain());
+        Arc::new(Self { identity, clock, side: Side::Server(expected), hints })
     }
 
     /// For a client that knows nothing but the roots of `domain`; else as
@@ -160,17 +163,26 @@ impl ServerCertVerifier for SvidVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        (!self.hints.is_empty()).then_some(self.hints.as_slice())
+    }
+
     tls13_only!();
 }
 
 /// The enrolment port's verifier. Server side: any self-signed P-256/P-384/Ed25519 key, proven by
-/// the handshake. Client side: the chain must hold a root with the expected SHA-256 digest, which
+/// the handshake. Client side: the chain must hold a root with an expected SHA-256 digest, which
 /// is then used as the only bundle, and the leaf must be `/doorward/broker` of `domain`.
 pub struct ApplicantVerifier(Enrolment);
 
 enum Enrolment {
     Applicants,
-    Broker { domain: TrustDomain, root: Digest, clock: Arc<dyn Clock> },
+    Broker {
+        domain: TrustDomain,
+        roots: Vec<Digest>,
+        hints: Vec<DistinguishedName>,
+        clock: Arc<dyn Clock>,
+    },
 }
 
 impl ApplicantVerifier {
@@ -180,14 +192,11 @@ impl ApplicantVerifier {
         Arc::new(Self(Enrolment::Applicants))
     }
 
-    /// For an applicant that knows the broker by its trust domain and by the SHA-256 of its root
-    /// certificate (DER), both out of its join token.
-    pub fn for_broker(
-        domain: TrustDomain,
-        root_digest: Digest,
-        clock: Arc<dyn Clock>,
-    ) -> Arc<Self> {
-        Arc::new(Self(Enrolment::Broker { domain, root: root_digest, clock }))
+    /// For an applicant that knows the broker by its trust domain and by the SHA-256 of a root
+    /// certificate (DER), out of its join token or of what it was given when it was here before.
+    pub fn for_broker(domain: TrustDomain, roots: Vec<Digest>, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let hints = roots.iter().map(root_hint).collect();
+        Arc::new(Self(Enrolment::Broker { domain, roots, hints, clock }))
     }
 }
 
@@ -238,27 +247,51 @@ impl ServerCertVerifier for ApplicantVerifier {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Enrolment::Broker { domain, root, clock } = &self.0 else {
+        let Enrolment::Broker { domain, roots, clock, .. } = &self.0 else {
             return Err(other_side());
         };
-        check_broker(domain, root, clock.as_ref(), end_entity, intermediates).map_err(refusal)?;
+        check_broker(domain, roots, clock.as_ref(), end_entity, intermediates).map_err(refusal)?;
         Ok(ServerCertVerified::assertion())
+    }
+
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        match &self.0 {
+            Enrolment::Broker { hints, .. } => Some(hints),
+            Enrolment::Applicants => None,
+        }
     }
 
     tls13_only!();
 }
 
-/// The broker as an applicant knows it: by the root that its token names, and nothing else.
+/// How a client names a root that it knows, in the ClientHello (RFC 8446 §4.2.4): a distinguished name
+/// whose common name is the SHA-256 of the certificate, which is all that an applicant has of it. A
+/// server that has certificates of several authorities shows the one that fits. It proves nothing.
+pub fn root_hint(root: &Digest) -> DistinguishedName {
+    const HEAD: [u8; 13] =
+        [0x30, 0x4b, 0x31, 0x49, 0x30, 0x47, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x40];
+    [HEAD.as_slice(), root.to_string().as_bytes()].concat().into()
+}
+
+/// The hints of the roots of one domain.
+fn hints_of(identity: &Identity, domain: &TrustDomain) -> Vec<DistinguishedName> {
+    let view = identity.view();
+    let roots = view.bundles.get(domain).map(|bundle| bundle.roots.as_slice()).unwrap_or_default();
+    roots.iter().map(|root| root_hint(&Digest::of(root))).collect()
+}
+
+/// The broker as an applicant knows it: by a root that its token names, and nothing else.
 fn check_broker(
     domain: &TrustDomain,
-    digest: &Digest,
+    digests: &[Digest],
     clock: &dyn Clock,
     leaf: &CertificateDer<'_>,
     beside: &[CertificateDer<'_>],
 ) -> Result<(), SvidError> {
     check_bounds(leaf, beside)?;
     let is_meant = |shown: &&CertificateDer<'_>| {
-        verify_slices_are_equal(&Digest::of(shown).0, &digest.0).is_ok()
+        let shown = Digest::of(shown);
+        digests.iter().any(|meant| verify_slices_are_equal(&shown.0, &meant.0).is_ok())
     };
     let root = beside.iter().find(is_meant).ok_or(SvidError::RootDigest)?;
     let identity = Identity::new(only(domain.clone(), vec![root.clone().into_owned()]));
@@ -540,7 +573,7 @@ mod tests {
         let digest = Digest::of(&world.root.certificate);
         let own = TrustDomain::parse(OWN).unwrap();
         let of_broker = |digest, domain: &TrustDomain, at| {
-            ApplicantVerifier::for_broker(domain.clone(), digest, clock(at))
+            ApplicantVerifier::for_broker(domain.clone(), vec![digest], clock(at))
         };
         let key = vectors::key();
         let applicant =

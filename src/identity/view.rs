@@ -615,7 +615,7 @@ mod tests {
         );
         assert!(caller.device().is_none() && caller.certificate().is_none());
         assert!(identity.still(&caller, moment(NOW)));
-        for task in [Task::OwnIdentity, Task::Retention] {
+        for task in [Task::OwnIdentity, Task::Retention, Task::Rotation] {
             let caller = identity.recognise(&Peer::broker(task), moment(NOW));
             assert_eq!(caller.kind(), CallerKind::Broker(task));
             assert_eq!(caller.standing(), Standing::Live);

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::authority::{BundleRoot, CaStanding};
 use super::device::{DeviceClass, DeviceId};
 use super::entry::Entry;
 use super::ids::RequestId;
@@ -312,7 +313,19 @@ pub enum Answer {
         more: bool,
         /// The revision that they stood at.
         revision: u64,
+        /// The sequence of the trust bundle now, where an agent asks for its own; else 0.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        bundle: u64,
     },
+    /// The roots of the trust domain.
+    Bundle {
+        /// Raised by each change of an authority.
+        sequence: u64,
+        /// Them, the younger before the older.
+        roots: Vec<BundleRoot>,
+    },
+    /// The authorities and who lives by them.
+    Authorities(CaStanding),
     /// A token was made; its text is the body.
     Token(OperatorToken),
     /// Devices, in the order of their ids.
@@ -356,6 +369,11 @@ pub enum Answer {
         /// What kind of file.
         kind: String,
     },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[cfg(test)]

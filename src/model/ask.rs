@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::authority::{BundleHeld, CaStep};
 use super::device::{DeviceClass, DeviceId, Digest};
 use super::entry::{EntryDraft, WorkloadFacts};
 use super::ids::{EntryId, RequestId, Serial};
@@ -132,6 +133,15 @@ pub enum Ask {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<EntryId>,
     },
+
+    /// The roots of the trust domain; with it the caller says what it has in force of them.
+    Bundle {
+        /// What an agent has told its workloads.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holds: Option<BundleHeld>,
+    },
+    /// The authorities that sign: looking at them, and each step of their life.
+    Ca(CaStep),
 
     /// Becoming a device, on the enrolment port. The body is the join token's text, or empty for a
     /// device that comes back with its key.
@@ -277,7 +287,8 @@ impl Ask {
             Self::DeviceList { .. } | Self::DeviceShow { .. } | Self::EntryList { .. } => {
                 Action::Read
             }
-            Self::LogRead { .. } | Self::Status {} => Action::Read,
+            Self::LogRead { .. } | Self::Status {} | Self::Bundle { .. } => Action::Read,
+            Self::Ca(step) => step.action(),
             Self::Write { .. } | Self::Label { .. } | Self::EntryCreate { .. } => Action::Write,
             Self::TokenCreate { .. } | Self::OperatorAdd { .. } => Action::Write,
             Self::List { .. } | Self::Versions { .. } => Action::List,
@@ -315,6 +326,8 @@ impl Ask {
             Self::Report { .. } => "report",
             Self::Renew {} => "renew",
             Self::Duties { .. } => "duties",
+            Self::Bundle { .. } => "bundle",
+            Self::Ca(step) => step.op(),
             Self::Enroll { .. } => "enroll",
             Self::Issue { .. } => "issue",
             Self::TokenCreate { .. } => "token_create",
@@ -362,6 +375,7 @@ impl Ask {
             }
             Self::EntryDelete { .. } | Self::Revoke { .. } => Kind::Authority,
             Self::RevokeSvid { .. } | Self::Retract { .. } => Kind::Authority,
+            Self::Bundle { .. } | Self::Ca(_) => Kind::Authority,
             Self::CanI { .. } | Self::Report { .. } | Self::PolicyRead {} => Kind::Administration,
             Self::PolicyActivate {} | Self::PolicyRollback {} => Kind::Administration,
             Self::LogRead { .. } | Self::Explain { .. } | Self::Status {} => Kind::Administration,
@@ -380,6 +394,7 @@ impl Ask {
                 | Self::Renew {}
                 | Self::Duties { .. }
                 | Self::Retract { .. }
+                | Self::Bundle { .. }
                 | Self::Enroll { .. }
         )
     }

@@ -286,8 +286,16 @@ pub const CLOCK_STEP: Duration = Duration::from_secs(5);
 /// again, and before the new time is held on to.
 pub const CLOCK_CALM: Duration = Duration::from_secs(60);
 
-/// Life of the root certificate. Its successor must be distributed before (docs/OPERATIONS.md).
+/// Life of an authority's root certificate. Its successor is published at half of it.
 pub const CA_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Authorities that are trusted at once: one that signs, one to come, and two that end.
+pub const AUTHORITIES_MAX: usize = 4;
+/// Revoked authorities whose names are kept for whoever asks.
+pub const REVOKED_AUTHORITIES_MAX: usize = 32;
+/// The longest life of a certificate: an authority that signs no more has nothing alive after it.
+pub const LEAF_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Devices that one answer names as still to be waited for; the rest is a number.
+pub const PENDING_SHOWN: usize = 20;
 /// Life of a token for an operator: long enough for another time zone.
 pub const OPERATOR_TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Wall and boot clock may drift apart by this since the authority last trusted them; beyond it

@@ -6,6 +6,7 @@
 
 mod answer;
 mod ask;
+mod authority;
 mod client_ref;
 mod clock;
 mod device;
@@ -28,6 +29,9 @@ pub use answer::{
     VersionState,
 };
 pub use ask::{Ask, Kind, RetractedSvid};
+pub use authority::{
+    AuthorityState, AuthoritySummary, BundleHeld, BundleRoot, CaStanding, CaStep, PendingDevice,
+};
 pub use client_ref::{ClientRef, ClientRefError};
 pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis};
 pub use device::{DeviceClass, DeviceId, Digest, DigestError};

@@ -5,6 +5,7 @@
 //! | read, write, list, versions, activate, delete, undelete, label | `secret/<name>` |
 //! | whoami, can-i | `svid/<own path>` |
 //! | report, renew, duties, retract | the caller's `device/<class>/<id>`; without a device `svid/<own path>` |
+//! | bundle, ca show, prepare, activate, taint, revoke | `bundle/<trust domain>` |
 //! | enroll | `device/any/applicant` |
 //! | issue, revoke, revoke svid | `svid/<path>` |
 //! | operator remove | `svid/doorward/operator/<name>` |
@@ -21,7 +22,7 @@
 
 use crate::identity::{Caller, CallerKind, Standing, Task};
 use crate::model::{
-    Action, Ask, DeviceClass, DeviceId, Object, SpiffeId, TrustDomain, check_segment,
+    Action, Ask, CaStep, DeviceClass, DeviceId, Object, SpiffeId, TrustDomain, check_segment,
 };
 
 /// What `enroll` is about: there is no device yet, and whoever it is can't choose.
@@ -102,6 +103,7 @@ pub(super) fn object(
         Ask::Report { .. } | Ask::Renew {} | Ask::Duties { .. } | Ask::Retract { .. } => {
             return Ok(asker.own_device().unwrap_or_else(|| asker.own_svid()));
         }
+        Ask::Bundle { .. } | Ask::Ca(_) => Object::Bundle(domain.clone()),
         Ask::Enroll { .. } => return Ok(APPLICANT_OBJECT.to_owned()),
         Ask::Issue { spiffe_id, .. } if spiffe_id.is_reserved() => return Err(NoObject::Forbidden),
         Ask::Issue { spiffe_id, .. } => Object::Svid(own(spiffe_id)?),
@@ -158,6 +160,9 @@ fn own_rule(asker: &Asker<'_>, ask: &Ask) -> Option<&'static str> {
             Some("self-report")
         }
         (Ask::Duties { .. }, CallerKind::Agent) if has_device => Some("self-duties"),
+        (Ask::Bundle { .. }, CallerKind::Agent | CallerKind::Operator) if has_device => {
+            Some("self-bundle")
+        }
         (Ask::Renew {}, CallerKind::Agent | CallerKind::Operator) if has_device => {
             Some("self-renew")
         }
@@ -177,7 +182,9 @@ pub(super) fn task_rule(task: Task, ask: &Ask) -> Option<&'static str> {
     match (task, ask) {
         (Task::OwnIdentity, Ask::Renew {}) => Some("task-own-identity"),
         (Task::Retention, Ask::Renew {}) => Some("task-retention"),
-        (Task::OwnIdentity | Task::Retention, _) => None,
+        (Task::Rotation, Ask::Ca(CaStep::Taint { .. })) => None,
+        (Task::Rotation, Ask::Ca(_)) => Some("task-rotation"),
+        (Task::OwnIdentity | Task::Retention | Task::Rotation, _) => None,
     }
 }
 

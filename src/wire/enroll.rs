@@ -1,7 +1,7 @@
 //! Becoming a device: a self-signed key and a token go in, an SVID comes out.
 //!
-//! The applicant knows one thing of the broker, the digest of its root certificate. It talks to
-//! nobody who can't show that root, and takes nothing home that does not fit its own key, its trust
+//! The applicant knows one thing of the broker, the digest of a root certificate. It talks to
+//! nobody who can't show such a root, and takes nothing home that does not fit its own key, its trust
 //! domain and that root.
 
 use std::sync::Arc;
@@ -28,13 +28,13 @@ pub struct Enrolled {
     pub spiffe_id: SpiffeId,
     /// The SVID, leaf first.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The roots of the trust domain; the one of the given digest is among them.
+    /// The roots of the trust domain; one of a given digest is among them.
     pub bundle: Vec<CertificateDer<'static>>,
 }
 
 /// Enrols at `address` (the enrolment port, `host:port`) with a self-signed certificate (`chain`)
 /// over the device key. `token` is the secret part of the join token, empty for a device that comes
-/// back with its key; `root` is the root certificate's SHA-256.
+/// back with its key; `roots` are SHA-256 of root certificates, one of which the broker must show.
 ///
 /// # Errors
 /// The broker's refusal, or what does not fit.
@@ -43,7 +43,7 @@ pub struct Enrolled {
 pub async fn enroll(
     address: &str,
     domain: &TrustDomain,
-    root: Digest,
+    roots: &[Digest],
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     name: &str,
@@ -51,13 +51,13 @@ pub async fn enroll(
     clock: Arc<dyn Clock>,
 ) -> Result<Enrolled, ClientError> {
     let spki = own_key(&chain)?;
-    let config = tls::applicant_client(chain, key, domain, root, clock)?;
+    let config = tls::applicant_client(chain, key, domain, roots.to_vec(), clock)?;
     let (endpoint, connection) = dial::dial(address, config).await?;
     let client = Client::over(endpoint, connection);
     let ask = Ask::Enroll { name: name.to_owned(), token: known_by(&token) };
     let asked = client.ask(ask, token).await;
     client.finish().await;
-    check(asked?.1.answer, domain, root, &spki)
+    check(asked?.1.answer, domain, roots, &spki)
 }
 
 /// What the broker knows the token by. A text that is no secret has a digest all the same, of which
@@ -76,7 +76,7 @@ fn own_key(chain: &[CertificateDer<'_>]) -> Result<Vec<u8>, ClientError> {
 fn check(
     answer: Answer,
     domain: &TrustDomain,
-    root: Digest,
+    roots: &[Digest],
     spki: &[u8],
 ) -> Result<Enrolled, ClientError> {
     let Answer::Certificate { spiffe_id, chain, bundle, .. } = answer else {
@@ -97,7 +97,7 @@ fn check(
     if spiffe_id.trust_domain() != domain {
         return Err(ClientError::Unexpected("its identity is of another trust domain"));
     }
-    if !bundle.iter().any(|certificate| Digest::of(certificate) == root) {
+    if !bundle.iter().any(|certificate| roots.contains(&Digest::of(certificate))) {
         return Err(ClientError::Unexpected("its trust bundle lacks the root of the token"));
     }
     Ok(Enrolled { spiffe_id, chain, bundle })
@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn verdict(scene: Scene) -> Result<Enrolled, String> {
-        check(scene.answer, &scene.domain, scene.root, &scene.spki).map_err(|e| e.to_string())
+        check(scene.answer, &scene.domain, &[scene.root], &scene.spki).map_err(|e| e.to_string())
     }
 
     #[test]

@@ -28,6 +28,10 @@ pub struct Leaf {
     pub spki: Vec<u8>,
     /// Its end.
     pub not_after: OffsetDateTime,
+    /// Who signed it: the subject of that certificate (DER).
+    pub issuer: Vec<u8>,
+    /// Its own subject (DER).
+    pub subject: Vec<u8>,
 }
 
 impl Leaf {
@@ -47,6 +51,8 @@ impl Leaf {
             spiffe_id: spiffe_id(&certificate),
             spki: certificate.public_key().raw.to_vec(),
             not_after: certificate.validity().not_after.to_datetime(),
+            issuer: certificate.issuer().as_raw().to_vec(),
+            subject: certificate.subject().as_raw().to_vec(),
         })
     }
 

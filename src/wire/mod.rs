@@ -44,6 +44,7 @@ pub use frame::{
 };
 pub use frame_error::FrameError;
 pub use http1::OnlyHttp1;
+pub use leaf::{Leaf, LeafError};
 /// How a listening port speaks QUIC and TLS.
 pub use quinn::ServerConfig as PortConfig;
 pub use sockets::sockets;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use rustls::DistinguishedName;
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
@@ -25,7 +26,7 @@ use zeroize::Zeroize as _;
 
 use super::credentials::Credentials;
 use super::transport;
-use crate::identity::{ApplicantVerifier, Identity, SvidVerifier};
+use crate::identity::{ApplicantVerifier, Identity, SvidVerifier, root_hint};
 use crate::model::{Clock, Digest, SpiffeId, SpiffeIdError, TrustDomain};
 
 /// ALPN of the main port.
@@ -52,10 +53,26 @@ pub enum TlsError {
     Suite(#[source] NoInitialCipherSuite),
 }
 
-/// The broker's own certificate and key; swapped at renewal, without a restart. Connections that
-/// stand keep the certificate that they began with.
+/// The broker's own certificates over one key, each of another authority; swapped at renewal,
+/// without a restart. Connections that stand keep the certificate that they began with.
 pub struct ServerIdentity {
-    current: ArcSwap<CertifiedKey>,
+    current: ArcSwap<Vec<Shown>>,
+}
+
+/// One chain, and what a client says that knows its root.
+struct Shown {
+    pair: Arc<CertifiedKey>,
+    hint: Option<DistinguishedName>,
+}
+
+impl Shown {
+    fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, TlsError> {
+        let hint = chain.last().map(|root| root_hint(&Digest::of(root)));
+        Ok(Self { pair: Arc::new(pair(chain, key)?), hint })
+    }
 }
 
 impl ServerIdentity {
@@ -67,19 +84,27 @@ impl ServerIdentity {
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Arc<Self>, TlsError> {
-        Ok(Arc::new(Self { current: ArcSwap::from_pointee(pair(chain, key)?) }))
+        Ok(Arc::new(Self { current: ArcSwap::from_pointee(vec![Shown::new(chain, key)?]) }))
     }
 
-    /// Shows this chain from the next handshake on.
+    /// Shows this chain from the next handshake on, and one of `others` (the root last in each) to a
+    /// client that names its root and not that of the first.
     ///
     /// # Errors
-    /// When the two are not a pair; what was shown before stays.
+    /// When the key is not that of all; what was shown before stays.
     pub fn swap(
         &self,
         chain: Vec<CertificateDer<'static>>,
+        others: Vec<Vec<CertificateDer<'static>>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<(), TlsError> {
-        self.current.store(Arc::new(pair(chain, key)?));
+        let mut all = Vec::with_capacity(others.len().saturating_add(1));
+        for chain in std::iter::once(chain).chain(others) {
+            all.push(Shown::new(chain, key.clone_key())?);
+        }
+        let mut key = key;
+        key.zeroize();
+        self.current.store(Arc::new(all));
         Ok(())
     }
 }
@@ -91,8 +116,16 @@ impl fmt::Debug for ServerIdentity {
 }
 
 impl ResolvesServerCert for ServerIdentity {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.load_full())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let all = self.current.load();
+        let named = hello.certificate_authorities().unwrap_or_default();
+        let fits = |it: &&Shown| {
+            it.hint
+                .as_ref()
+                .is_some_and(|hint| named.iter().any(|named| named.as_ref() == hint.as_ref()))
+        };
+        let shown = all.iter().find(fits).or_else(|| all.first())?;
+        Some(Arc::clone(&shown.pair))
     }
 }
 
@@ -141,7 +174,8 @@ pub fn client(
     quic_client(client_tls(own, verifier, ALPN, clock)?)
 }
 
-/// For an applicant: `root` is the root certificate's digest out of the token.
+/// For an applicant: `roots` are the digests of root certificates, any of which will do: the one
+/// out of the token, or those that a device knew when it was here.
 ///
 /// # Errors
 /// When chain and key are not a pair.
@@ -149,10 +183,10 @@ pub fn applicant_client(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     domain: &TrustDomain,
-    root: Digest,
+    roots: Vec<Digest>,
     clock: Arc<dyn Clock>,
 ) -> Result<quinn::ClientConfig, TlsError> {
-    let verifier = ApplicantVerifier::for_broker(domain.clone(), root, Arc::clone(&clock));
+    let verifier = ApplicantVerifier::for_broker(domain.clone(), roots, Arc::clone(&clock));
     quic_client(client_tls(pair(chain, key)?, verifier, ALPN_ENROLL, clock)?)
 }
 
@@ -286,7 +320,7 @@ mod tests {
     fn a_client() -> rustls::ClientConfig {
         let (chain, key) = self_signed();
         let domain = TrustDomain::parse("corp.example").unwrap();
-        let verifier = ApplicantVerifier::for_broker(domain, Digest([0; 32]), clock());
+        let verifier = ApplicantVerifier::for_broker(domain, vec![Digest([0; 32])], clock());
         client_tls(pair(chain, key).unwrap(), verifier, ALPN, clock()).unwrap()
     }
 
@@ -352,11 +386,14 @@ mod tests {
         let (chain, key) = self_signed();
         let (other_chain, other_key) = self_signed();
         let own = ServerIdentity::new(chain.clone(), key.clone_key()).unwrap();
-        let shown = |own: &ServerIdentity| own.current.load().cert.clone();
-        assert!(matches!(own.swap(chain.clone(), other_key.clone_key()), Err(TlsError::Pair(_))));
-        assert!(matches!(own.swap(Vec::new(), key), Err(TlsError::Pair(_))));
+        let shown = |own: &ServerIdentity| own.current.load()[0].pair.cert.clone();
+        assert!(matches!(
+            own.swap(chain.clone(), Vec::new(), other_key.clone_key()),
+            Err(TlsError::Pair(_))
+        ));
+        assert!(matches!(own.swap(Vec::new(), Vec::new(), key), Err(TlsError::Pair(_))));
         assert_eq!(shown(&own), chain);
-        own.swap(other_chain.clone(), other_key).unwrap();
+        own.swap(other_chain.clone(), Vec::new(), other_key).unwrap();
         assert_eq!(shown(&own), other_chain);
         assert_eq!(format!("{own:?}"), "ServerIdentity(…)");
     }

@@ -361,7 +361,7 @@ fn joining(dir: &Path, token: &str) -> Child {
 async fn enrolled_with(dir: &Path, token: &str) -> Result<wire::Enrolled, wire::ClientError> {
     let token = JoinToken::parse(token).unwrap();
     let (chain, key) = DeviceKey::open(dir).unwrap().self_signed().unwrap();
-    let (place, domain, root) = (&token.enrolment, &token.domain, token.root);
+    let (place, domain, root) = (&token.enrolment, &token.domain, &[token.root]);
     wire::enroll(place, domain, root, chain, key, "thief", token.secret, Arc::new(SystemClock))
         .await
 }

@@ -4,6 +4,7 @@ mod again;
 mod backup;
 mod bad_input;
 mod between;
+mod ca;
 mod clients;
 mod comeback;
 mod flood;

@@ -18,13 +18,13 @@ const MOST: Duration = Duration::from_secs(40);
 const TESTER: &str = "spiffe://dev.doorward/tester";
 
 /// A broker and an agent. This very test process is nobody until `tester` is registered.
-fn stage() -> Stage {
+pub fn stage() -> Stage {
     let mut stage = Stage::with_program(program(), None).unwrap();
     stage.start_agent().unwrap();
     stage
 }
 
-fn endpoint(stage: &Stage) -> String {
+pub fn endpoint(stage: &Stage) -> String {
     format!("unix://{}", stage.workload_socket().display())
 }
 
@@ -33,7 +33,7 @@ fn me() -> std::path::PathBuf {
 }
 
 /// An entry for this test process; its id.
-fn entry(stage: &Stage, name: &str, more: &[&str]) -> String {
+pub fn entry(stage: &Stage, name: &str, more: &[&str]) -> String {
     let uid = format!("uid:{}", nix::unistd::getuid());
     let path = format!("path:{}", me().display());
     let mut args = vec!["entry", "create", "--id", name, "--selector", &uid, "--selector", &path];
@@ -42,12 +42,12 @@ fn entry(stage: &Stage, name: &str, more: &[&str]) -> String {
     made["id"].as_str().unwrap_or_else(|| panic!("no id: {made}")).to_owned()
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// An answer that must come in time.
-async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(MOST, what).await.expect("nothing came in time")
 }
 
@@ -56,7 +56,7 @@ fn ids(context: &X509Context) -> Vec<String> {
 }
 
 /// Waits until this process is given something, by a client that asks again and again.
-async fn first_given(client: &WorkloadApiClient) -> X509Context {
+pub async fn first_given(client: &WorkloadApiClient) -> X509Context {
     let asking = async {
         loop {
             match client.fetch_x509_context().await {
@@ -71,7 +71,7 @@ async fn first_given(client: &WorkloadApiClient) -> X509Context {
 
 /// The chain leads to the bundle that came with it, for this moment and for both sides of TLS, and
 /// the key is the leaf's.
-fn holds_together(context: &X509Context) {
+pub fn holds_together(context: &X509Context) {
     for svid in context.svids() {
         let bundle = context.bundle_set().get(svid.spiffe_id().trust_domain()).unwrap();
         let roots: Vec<CertificateDer<'_>> =

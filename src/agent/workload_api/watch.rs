@@ -19,6 +19,7 @@ use super::super::exe::ExeDigests;
 use super::super::issued::{Issued, WorkloadError};
 use super::super::keys::WorkloadKey;
 use super::super::local::Visitor;
+use super::super::roots::{Counted, Roots};
 use super::super::workloads::Workloads;
 use super::fault;
 use super::messages::{X509BundlesResponse, X509Svid, X509SvidResponse, frame};
@@ -47,14 +48,14 @@ pub(super) struct Watch {
     ground: Arc<Ground>,
     visitor: Visitor,
     told: watch::Receiver<Arc<Duties>>,
-    bundle: watch::Receiver<Arc<[CertificateDer<'static>]>>,
+    roots: watch::Receiver<Arc<Roots>>,
     quiet: u32,
 }
 
 impl Watch {
     pub(super) fn new(ground: Arc<Ground>, visitor: Visitor) -> Self {
-        let (told, bundle) = (ground.workloads.told(), ground.workloads.bundle());
-        Self { ground, visitor, told, bundle, quiet: 0 }
+        let (told, roots) = (ground.workloads.told(), ground.workloads.roots());
+        Self { ground, visitor, told, roots, quiet: 0 }
     }
 
     /// The process, if it is still the one that connected.
@@ -86,7 +87,7 @@ impl Watch {
                 told.map_err(|_| Status::unavailable("the agent is stopping"))?;
                 self.quiet = 0;
             }
-            changed = self.bundle.changed() => {
+            changed = self.roots.changed() => {
                 changed.map_err(|_| Status::unavailable("the agent is stopping"))?;
             }
             () = tokio::time::sleep(LOOK) => self.quiet = self.quiet.saturating_add(1),
@@ -117,12 +118,19 @@ struct Given {
     renew_at: OffsetDateTime,
     /// After a failure: nothing is tried before.
     rest_until: Option<OffsetDateTime>,
+    /// The roots that were in force then, and who is counted under which of them.
+    roots: Arc<Roots>,
+    chains: Vec<Vec<CertificateDer<'static>>>,
+    _counted: Vec<Counted>,
 }
 
 impl Given {
-    fn holds(&self, entries: &[Entry], now: OffsetDateTime) -> bool {
+    fn holds(&self, entries: &[Entry], roots: &Roots, now: OffsetDateTime) -> bool {
         self.rest_until.is_some_and(|until| now < until)
-            || (now < self.renew_at && self.marks == marks(entries))
+            || (now < self.renew_at
+                && self.marks == marks(entries)
+                && self.roots.certificates == roots.certificates
+                && !self.chains.iter().any(|chain| roots.taints(chain)))
     }
 }
 
@@ -143,11 +151,12 @@ impl X509Svids {
             let who = self.watch.who().await?;
             let entries = self.watch.fitting(&who, self.given.is_none()).await?;
             let now = self.watch.now();
-            if self.given.as_ref().is_some_and(|given| given.holds(&entries, now)) {
+            let roots = self.watch.roots.borrow().clone();
+            if self.given.as_ref().is_some_and(|given| given.holds(&entries, &roots, now)) {
                 self.watch.look().await?;
                 continue;
             }
-            match self.make(&who, &entries, now).await {
+            match self.make(&who, &entries, roots, now).await {
                 Ok((message, given)) => {
                     self.watch.who().await?; // it was issued for this one, and for no other
                     self.given = Some(given);
@@ -168,14 +177,17 @@ impl X509Svids {
         &self,
         who: &Arc<Attested>,
         entries: &[Entry],
+        roots: Arc<Roots>,
         now: OffsetDateTime,
     ) -> Result<(Bytes, Given), Status> {
         let mut response = X509SvidResponse::default();
         let (mut until, mut refused) = (None, None);
+        let mut chains = Vec::new();
         for entry in entries {
             match self.one(who, entry, now).await {
-                Ok((svid, ends)) => {
+                Ok((svid, chain, ends)) => {
                     response.svids.push(svid);
+                    chains.push(chain);
                     until = Some(until.map_or(ends, |until: OffsetDateTime| until.min(ends)));
                 }
                 Err(WorkloadError::Refused(refusal)) if !self.is_passing(&refusal) => {
@@ -195,7 +207,9 @@ impl X509Svids {
             renew_at = renew_at.min(now + REFUSED_AGAIN);
         }
         let message = frame(&response).ok_or_else(too_large)?;
-        Ok((message, Given { marks: marks(entries), until, renew_at, rest_until: None }))
+        let _counted = chains.iter().map(|it| self.watch.ground.workloads.count(it)).collect();
+        let marks = marks(entries);
+        Ok((message, Given { marks, until, renew_at, rest_until: None, roots, chains, _counted }))
     }
 
     /// A refusal that comes of an agent that was not heard of yet is none of the process's.
@@ -208,7 +222,7 @@ impl X509Svids {
         who: &Arc<Attested>,
         entry: &Entry,
         now: OffsetDateTime,
-    ) -> Result<(X509Svid, OffsetDateTime), WorkloadError> {
+    ) -> Result<(X509Svid, Vec<CertificateDer<'static>>, OffsetDateTime), WorkloadError> {
         let key =
             WorkloadKey::generate().map_err(|_| WorkloadError::Internal("no key could be made"))?;
         let workloads = &self.watch.ground.workloads;
@@ -221,14 +235,14 @@ impl X509Svids {
             bundle: bundle.concat_der(),
             hint: String::new(),
         };
-        Ok((svid, until))
+        Ok((svid, chain, until))
     }
 }
 
 /// The stream of `FetchX509Bundles`: for processes with an identity only.
 pub(super) struct X509Bundles {
     watch: Watch,
-    given: Option<Arc<[CertificateDer<'static>]>>,
+    given: Option<Arc<Roots>>,
 }
 
 impl X509Bundles {
@@ -241,18 +255,19 @@ impl X509Bundles {
         loop {
             let who = self.watch.who().await?;
             self.watch.fitting(&who, self.given.is_none()).await?;
-            let bundle = self.watch.bundle.borrow_and_update().clone();
+            let roots = self.watch.roots.borrow_and_update().clone();
+            let bundle = &roots.certificates;
             if bundle.is_empty() {
                 return Err(Status::unavailable("the agent is starting"));
             }
-            if self.given.as_ref() == Some(&bundle) {
+            if self.given.as_ref().is_some_and(|given| given.certificates == *bundle) {
                 self.watch.look().await?;
                 continue;
             }
             let mut response = X509BundlesResponse::default();
             let domain = format!("spiffe://{}", self.watch.ground.domain);
             response.bundles.insert(domain, bundle.concat_der());
-            self.given = Some(bundle);
+            self.given = Some(roots);
             return frame(&response).ok_or_else(too_large);
         }
     }
@@ -315,15 +330,21 @@ mod tests {
             until: now + time::Duration::hours(1),
             renew_at: now + time::Duration::minutes(30),
             rest_until: None,
+            roots: Arc::default(),
+            chains: Vec::new(),
+            _counted: Vec::new(),
         };
-        assert!(given.holds(&entries, now));
-        assert!(!given.holds(&entries, given.renew_at));
+        let roots = Roots::default();
+        assert!(given.holds(&entries, &roots, now));
+        assert!(!given.holds(&entries, &roots, given.renew_at));
+        let others = Roots::kept(&[CertificateDer::from(vec![1])]);
+        assert!(!given.holds(&entries, &others, now), "other roots are told at once");
         for other in [&entries[..1], &[entry(1, 1), entry(2, 3)], &[entry(2, 3), entry(1, 0)]] {
-            assert!(!given.holds(other, now), "{other:?}");
+            assert!(!given.holds(other, &roots, now), "{other:?}");
         }
         given.rest_until = Some(now + AGAIN);
-        assert!(given.holds(&entries[..1], now), "no attempt follows a failure at once");
-        assert!(!given.holds(&entries[..1], now + AGAIN));
+        assert!(given.holds(&entries[..1], &roots, now), "no attempt follows a failure at once");
+        assert!(!given.holds(&entries[..1], &roots, now + AGAIN));
     }
 
     #[test]

@@ -1,0 +1,166 @@
+//! The roots of the trust domain that this agent has in force, and which identities on this machine
+//! live by which authority.
+//!
+//! An identity is counted as long as the agent holds it, or a stream of the Workload API that it was
+//! given on stays open. What a process took away and keeps without a stream, nobody here knows of.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
+
+use crate::model::BundleRoot;
+use crate::model::limits::{AUTHORITIES_MAX, CERTIFICATE_MAX};
+use crate::wire::Leaf;
+
+/// The roots in force.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Roots {
+    /// As the broker numbers them; 0 before it has told.
+    pub(super) sequence: u64,
+    /// Them, in the broker's order.
+    pub(super) certificates: Vec<CertificateDer<'static>>,
+    /// Names of those whose certificates shall be replaced now.
+    tainted: Vec<Vec<u8>>,
+}
+
+impl Roots {
+    /// Those out of a directory, of which no more is known.
+    pub(super) fn kept(certificates: &[CertificateDer<'static>]) -> Self {
+        Self { certificates: certificates.to_vec(), ..Self::default() }
+    }
+
+    /// Those that the broker told; `None` for what is none, too many, or other text.
+    pub(super) fn told(sequence: u64, roots: &[BundleRoot]) -> Option<Self> {
+        if roots.is_empty() || roots.len() > AUTHORITIES_MAX {
+            return None;
+        }
+        let mut told = Self { sequence, ..Self::default() };
+        for root in roots {
+            let der = STANDARD.decode(&root.certificate).ok()?;
+            if der.len() > CERTIFICATE_MAX {
+                return None;
+            }
+            if root.tainted {
+                told.tainted.push(Leaf::parse(&der).ok()?.subject);
+            }
+            told.certificates.push(der.into());
+        }
+        Some(told)
+    }
+
+    /// Whether this certificate shall be replaced now.
+    pub(super) fn taints(&self, chain: &[CertificateDer<'_>]) -> bool {
+        !self.tainted.is_empty() && self.tainted.contains(&issuer(chain))
+    }
+}
+
+/// Who signed a chain's leaf; nothing where that can't be read.
+fn issuer(chain: &[CertificateDer<'_>]) -> Vec<u8> {
+    let leaf = chain.first().and_then(|leaf| Leaf::parse(leaf).ok());
+    leaf.map(|leaf| leaf.issuer).unwrap_or_default()
+}
+
+type Counts = HashMap<Vec<u8>, u32>;
+
+/// How many identities live by which authority. Bounded by the authorities that there are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ledger(Arc<Mutex<Counts>>);
+
+/// One identity in the ledger; dropping it takes it out.
+#[derive(Debug)]
+pub(super) struct Counted {
+    issuer: Vec<u8>,
+    ledger: Ledger,
+}
+
+impl Ledger {
+    /// Counts an identity.
+    pub(super) fn count(&self, chain: &[CertificateDer<'_>]) -> Counted {
+        let issuer = issuer(chain);
+        let mut counts = self.counts();
+        let count = counts.entry(issuer.clone()).or_default();
+        *count = count.saturating_add(1);
+        drop(counts);
+        Counted { issuer, ledger: self.clone() }
+    }
+
+    /// How many shall be replaced now.
+    pub(super) fn tainted(&self, roots: &Roots) -> u32 {
+        let counts = self.counts();
+        let of = |name: &Vec<u8>| counts.get(name).copied().unwrap_or(0);
+        roots.tainted.iter().map(of).fold(0, u32::saturating_add)
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(|broken| broken.into_inner())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.ledger.counts();
+        let left = counts.get(&self.issuer).copied().unwrap_or(0).saturating_sub(1);
+        match left {
+            0 => drop(counts.remove(&self.issuer)),
+            left => drop(counts.insert(std::mem::take(&mut self.issuer), left)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signed(by: &str) -> (CertificateDer<'static>, CertificateDer<'static>) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, by);
+        let root = params.self_signed(&key).unwrap().der().clone();
+        let issuer = rcgen::Issuer::new(params, &key);
+        let leaf = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::default().signed_by(&leaf, &issuer).unwrap();
+        (root, leaf.der().clone())
+    }
+
+    fn told(roots: &[(&CertificateDer<'_>, bool)]) -> Option<Roots> {
+        let root = |(der, tainted): &(&CertificateDer<'_>, bool)| BundleRoot {
+            certificate: STANDARD.encode(der),
+            tainted: *tainted,
+        };
+        Roots::told(7, &roots.iter().map(root).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn only_what_a_tainted_authority_signed_is_counted_and_only_while_it_is_held() {
+        let ((old, by_old), (new, by_new)) = (signed("old"), signed("new"));
+        let ledger = Ledger::default();
+        let (by_old, by_new) = ([by_old], [by_new]);
+        let (one, two) = (ledger.count(&by_old), ledger.count(&by_old));
+        let _new = ledger.count(&by_new);
+        let before = told(&[(&new, false), (&old, false)]).unwrap();
+        assert_eq!((ledger.tainted(&before), before.taints(&by_old)), (0, false));
+        let roots = told(&[(&new, false), (&old, true)]).unwrap();
+        assert_eq!(ledger.tainted(&roots), 2);
+        assert!(roots.taints(&by_old) && !roots.taints(&by_new) && !roots.taints(&[]));
+        drop(one);
+        assert_eq!(ledger.tainted(&roots), 1);
+        drop(two);
+        assert_eq!(ledger.tainted(&roots), 0);
+        assert_eq!(ledger.counts().len(), 1, "nothing stays of what nobody holds");
+    }
+
+    #[test]
+    fn what_is_no_bundle_is_not_taken() {
+        let (root, _) = signed("root");
+        assert_eq!(told(&[(&root, false)]).unwrap().certificates, std::slice::from_ref(&root));
+        assert!(told(&[]).is_none());
+        assert!(told(&[(&root, false); AUTHORITIES_MAX + 1]).is_none());
+        let text = |text: &str| BundleRoot { certificate: text.into(), tainted: true };
+        assert!(Roots::told(1, &[text("?")]).is_none());
+        assert!(Roots::told(1, &[text("AAAA")]).is_none(), "a tainted one that can't be named");
+    }
+}

@@ -1,0 +1,113 @@
+//! The authorities of the store, opened: keys ready to sign, and the roots that identity trusts.
+//!
+//! Immutable; a change of the row makes a new one, whose keys that are open already stay so.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::authorities::{Authorities, Member};
+use super::ca::{Ca, ClockTrust, Root};
+use super::error::AuthorityError;
+use super::key_seal::CaKeys;
+use crate::identity::Bundle;
+use crate::model::{AuthorityState, Digest, Moment, SecretValue, TrustDomain};
+
+/// What opening needs beside the row.
+pub(super) struct Opening {
+    pub domain: TrustDomain,
+    pub keys: CaKeys,
+    pub clock: Arc<ClockTrust>,
+}
+
+/// All of them, opened.
+pub(super) struct Issuers {
+    /// The one that signs.
+    pub active: Arc<Ca>,
+    /// All that are trusted, in the row's order.
+    pub all: Vec<Arc<Ca>>,
+    /// The roots by trust domain, for the view.
+    pub bundles: Arc<HashMap<TrustDomain, Bundle>>,
+    /// Their keys, for the view.
+    pub own_issuers: Arc<HashSet<Digest>>,
+}
+
+impl Issuers {
+    /// Opens the row's authorities, those in `former` excepted.
+    pub(super) fn open(
+        row: &Authorities,
+        former: Option<&Self>,
+        opening: &Opening,
+        now: Moment,
+    ) -> Result<Self, AuthorityError> {
+        let mut all = Vec::with_capacity(row.members.len());
+        for member in &row.members {
+            let held = former.and_then(|former| former.all.iter().find(|ca| ca.id() == member.id));
+            all.push(match held {
+                Some(held) => Arc::clone(held),
+                None => Arc::new(open_one(member, opening, now)?),
+            });
+        }
+        let active = row.members.iter().position(|it| it.state == AuthorityState::Active);
+        let active = active.and_then(|at| all.get(at)).cloned();
+        let roots = all.iter().map(|ca| ca.root().clone()).collect();
+        Ok(Self {
+            active: active.ok_or(AuthorityError::CaMissing)?,
+            bundles: Arc::new(HashMap::from([(opening.domain.clone(), Bundle { roots })])),
+            own_issuers: Arc::new(all.iter().map(|ca| ca.key()).collect()),
+            all,
+        })
+    }
+
+    /// Whether the key is that of an authority.
+    pub(super) fn is_key(&self, key: &Digest) -> bool {
+        self.own_issuers.contains(key)
+    }
+
+    /// The roots (DER, base64).
+    pub(super) fn roots(&self) -> Vec<String> {
+        self.all.iter().map(|ca| STANDARD.encode(ca.root())).collect()
+    }
+}
+
+fn open_one(member: &Member, opening: &Opening, now: Moment) -> Result<Ca, AuthorityError> {
+    let root = Root::read(&member.certificate, &opening.domain)?;
+    let key = match &member.key {
+        None => SecretValue::new(opening.keys.first.expose().to_vec()),
+        Some(sealed) => {
+            let sealed = STANDARD.decode(sealed).map_err(|_| AuthorityError::CaKey)?;
+            let opened = opening.keys.seal.open(&label(&member.id), &sealed);
+            opened.ok_or(AuthorityError::CaKey)?
+        }
+    };
+    Ca::open(root, &key, &opening.domain, Arc::clone(&opening.clock), now)
+}
+
+/// A fresh authority, its key sealed; active or prepared, as `state` says.
+pub(super) fn fresh(
+    opening: &Opening,
+    state: AuthorityState,
+    now: Moment,
+) -> Result<Member, AuthorityError> {
+    let (certificate, key) = Ca::create(&opening.domain, now)?;
+    let id = Root::read(&certificate, &opening.domain)?.id;
+    let sealed = opening.keys.seal.seal(&label(&id), &key);
+    let is_active = state == AuthorityState::Active;
+    Ok(Member {
+        id,
+        certificate,
+        state,
+        prepared: now.unix_s(),
+        activated: is_active.then(|| now.unix_s()),
+        retired: None,
+        tainted: None,
+        key: Some(STANDARD.encode(sealed)),
+    })
+}
+
+/// What a key is sealed under: it opens as this authority's and as no other's.
+fn label(id: &Digest) -> String {
+    format!("ca/{id}")
+}
