@@ -1,5 +1,5 @@
 //! The calendar of the authorities: the next one is prepared at half of the signing one's life, and an
-//! old one ends when nothing that it signed can be alive.
+//! old one ends when no device that was away since may come back.
 //!
 //! Each step goes through the line like anybody's, and is recorded. A clock that jumps must not run
 //! the whole calendar at once: nothing is due while wall and boot clock disagree, and after one step

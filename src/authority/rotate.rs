@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use time::OffsetDateTime;
 
@@ -18,6 +19,7 @@ use super::room::Authority;
 use crate::identity::{Caller, CallerKind};
 use crate::model::limits::{
     AGENT_TTL, DEVICES_MAX, LAST_SEEN_STEP, LEAF_TTL_MAX, OPERATOR_TTL, PENDING_SHOWN,
+    REENROLL_WINDOW,
 };
 use crate::model::{
     Answer, AuthorityState, AuthoritySummary, BundleHeld, BundleRoot, CaStanding, CaStep, DeviceId,
@@ -164,7 +166,7 @@ impl Authority {
         now: Moment,
     ) -> Result<(), Failure> {
         let Some(member) = row.member(id) else { return Ok(()) };
-        if member.state == AuthorityState::Prepared || is_over(member, now) {
+        if member.state == AuthorityState::Prepared || rests(member, LEAF_TTL_MAX, now) {
             return Ok(());
         }
         if member.state == AuthorityState::Old {
@@ -231,8 +233,8 @@ impl Authority {
 
     /// The step that the calendar asks for now, if any: the next authority at half of the active
     /// one's life; activation once every living agent knows it, and at a sixth of that life in any
-    /// case; the end of an old one when nothing that it has signed can be alive. Nothing while the
-    /// clocks disagree.
+    /// case; the end of an old one when no device that knows no younger root may come back any more.
+    /// Nothing while the clocks disagree.
     ///
     /// # Errors
     /// None but a mirror that was never loaded.
@@ -244,7 +246,7 @@ impl Authority {
         let row = mirror.authorities()?;
         let (first, last) = self.issuers().active.life();
         let (life, left) = (last - first, last - now.wall());
-        if let Some(over) = row.members.iter().find(|member| is_over(member, now)) {
+        if let Some(over) = row.members.iter().find(|it| rests(it, REENROLL_WINDOW, now)) {
             return Ok(Some(CaStep::Revoke { id: over.id, force: false }));
         }
         if left > life / 2 {
@@ -264,11 +266,12 @@ fn waited(member: &Member, after_s: Option<u32>, now: Moment) -> bool {
     after_s.is_some_and(|after| now.unix_s() - member.prepared >= i64::from(after))
 }
 
-/// Whether nothing that it has signed can be alive.
-fn is_over(member: &Member, now: Moment) -> bool {
+/// Whether it has signed nothing for so long: after [`LEAF_TTL_MAX`] nothing of it is alive, and after
+/// [`REENROLL_WINDOW`] nobody comes back who was away since.
+fn rests(member: &Member, time: Duration, now: Moment) -> bool {
     let signs_no_more = matches!(member.state, AuthorityState::Old | AuthorityState::Tainted);
     let since = member.retired.map(|retired| now.unix_s().saturating_sub(retired));
-    signs_no_more && since.is_some_and(|since| since > seconds(LEAF_TTL_MAX))
+    signs_no_more && since.is_some_and(|since| since > seconds(time))
 }
 
 /// Agents of which a certificate may be alive.
@@ -291,7 +294,7 @@ fn living_by(mirror: &Mirror, row: &Authorities, id: &Digest, now: Moment) -> (u
     (count(agents.len()), count(people.len()))
 }
 
-fn seconds(duration: std::time::Duration) -> i64 {
+fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 

@@ -15,7 +15,9 @@ use super::restore::EpochFloor;
 use super::room::Authority;
 use super::subject_key::SubjectKey;
 use crate::identity::{Caller, CallerKind, Peer, Standing, sample};
-use crate::model::limits::{AGENT_TTL, AUTHORITIES_MAX, CA_TTL, LAST_SEEN_STEP, LEAF_TTL_MAX};
+use crate::model::limits::{
+    AGENT_TTL, AUTHORITIES_MAX, CA_TTL, LAST_SEEN_STEP, LEAF_TTL_MAX, REENROLL_WINDOW,
+};
 use crate::model::{
     Answer, Ask, AuthorityState as State, BundleHeld, CaStanding, CaStep, Code, DeviceClass,
     DeviceId, Digest, Failure, Released,
@@ -305,7 +307,9 @@ async fn the_calendar_prepares_waits_and_ends_one_after_the_other() {
     assert_eq!(due(), Some(FORCED), "a sixth of its life is left");
     step(&room, FORCED).await.unwrap();
     assert_eq!(due(), None, "what it signed may be alive");
-    pass(LEAF_TTL_MAX + Duration::from_secs(1));
+    pass(REENROLL_WINDOW);
+    assert_eq!(due(), None, "who was away since may come back by it");
+    pass(Duration::from_secs(1));
     assert_eq!(due(), Some(CaStep::Revoke { id: first, force: false }));
     step(&room, due().unwrap()).await.unwrap();
     assert_eq!(due(), None);
@@ -315,6 +319,20 @@ async fn the_calendar_prepares_waits_and_ends_one_after_the_other() {
     assert!(step(&room, PREPARE).await.is_err(), "and nothing is made");
     room.authority.trust_clock(room.now());
     assert_eq!(due(), Some(PREPARE));
+}
+
+#[tokio::test]
+async fn an_old_one_is_ended_by_hand_after_a_day_or_by_force() {
+    let room = Room::new().await;
+    let first = room.authority.root_digest();
+    step(&room, PREPARE).await.unwrap();
+    step(&room, FORCED).await.unwrap();
+    let revoke = CaStep::Revoke { id: first, force: false };
+    room.clock.advance(LEAF_TTL_MAX);
+    room.authority.trust_clock(room.now());
+    assert!(step(&room, revoke.clone()).await.is_err(), "its last certificate ends just now");
+    room.clock.advance(Duration::from_secs(1));
+    step(&room, revoke).await.unwrap();
 }
 
 #[tokio::test]

@@ -208,7 +208,7 @@ async fn rotate(
     asking.renew(dir.as_deref()).await;
     if !drill {
         let text = format!(
-            "done       {} is trusted for what it signed, and ends by itself in a day",
+            "done       {} is trusted for what it signed, and ends by itself in 30 days",
             short(&former)
         );
         rotation.say("done", &text, &standing);

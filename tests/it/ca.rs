@@ -192,6 +192,23 @@ fn a_drill_ends_with_nobody_on_the_old_key() {
     holds_together(&fresh);
 }
 
+#[test]
+fn an_agent_that_was_away_comes_over_by_the_root_that_it_knows() {
+    let mut stage = stage();
+    let dir = stage.dir().join("agent");
+    stage.stop("agent");
+    ca(&stage, &["prepare"]);
+    ca(&stage, &["activate", "--force"]);
+    let away = Credentials::load(&dir).unwrap();
+    assert_eq!(away.bundle.len(), 1, "it knows the old root only");
+    stage.start_agent().unwrap();
+    until(MOST, || Credentials::load(&dir).unwrap().bundle.len(), |it| *it == 2);
+    acknowledged(&stage);
+    // The broker is restarted below it, and knows of no acknowledgement until it is told again.
+    killed(&mut stage);
+    acknowledged(&stage);
+}
+
 /// Kills the broker as hard as can be, and starts it again.
 fn killed(stage: &mut Stage) {
     let pid = i32::try_from(stage.pid("broker").unwrap()).unwrap();
