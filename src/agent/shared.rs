@@ -139,6 +139,11 @@ impl Shared {
         self.duties.borrow().clone()
     }
 
+    /// The revision of the entries as last told; `None` before that.
+    pub(super) fn held_revision(&self) -> Option<u64> {
+        self.status.borrow().duties.map(|_| self.duties.borrow().revision)
+    }
+
     /// The entries, and each time that they are told again.
     pub(super) fn duties_told(&self) -> watch::Receiver<Arc<Duties>> {
         self.duties.subscribe()

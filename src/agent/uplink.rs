@@ -247,8 +247,10 @@ impl Uplink {
         loop {
             let wait = match self.ask_duties(client).await {
                 Ok(duties) => {
+                    let is_news = self.shared.held_revision() != Some(duties.revision);
                     self.shared.told(duties);
-                    DUTIES_EVERY
+                    // The broker is told soon that the news has come.
+                    if is_news { Duration::ZERO } else { DUTIES_EVERY }
                 }
                 Err(why) => {
                     tracing::warn!(error = %why, "the duties could not be asked for");
@@ -265,7 +267,9 @@ impl Uplink {
         let mut duties: Option<Duties> = None;
         loop {
             let after = duties.as_ref().and_then(|duties| duties.entries.last());
-            let asked = Ask::Duties { after: after.map(|entry| entry.id) };
+            // What is told by now is confirmed by the ask for the next.
+            let holds = duties.is_none().then(|| self.shared.held_revision()).flatten();
+            let asked = Ask::Duties { after: after.map(|entry| entry.id), holds };
             let Answer::Entries { items, more, revision, bundle } = ask(client, asked).await?
             else {
                 return Err(UplinkError::Answer("entries"));

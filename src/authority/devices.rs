@@ -7,8 +7,8 @@ use super::mirror::{Mirror, Step};
 use super::records::{DeviceRecord, TokenKey, TokenRecord};
 use super::room::Authority;
 use crate::model::{
-    Answer, DeviceClass, DeviceId, DeviceSummary, Failure, Released, check_segment, fit_page,
-    next_items, rfc3339,
+    Answer, DeviceClass, DeviceId, DeviceSummary, Failure, Moment, Released, check_segment,
+    fit_page, next_items, rfc3339,
 };
 
 impl Authority {
@@ -17,7 +17,7 @@ impl Authority {
     pub(super) fn device_list(&self, after: Option<&DeviceId>) -> Released {
         let mirror = self.mirror();
         let records = next_items(mirror.devices(), after, |(id, _)| **id);
-        let mut items = records.into_iter().map(|(id, record)| summary(*id, record)).collect();
+        let mut items = records.into_iter().map(|(id, record)| self.summary(*id, record)).collect();
         let more = fit_page(&mut items);
         Released::head(Answer::Devices { items, more })
     }
@@ -30,7 +30,11 @@ impl Authority {
     ) -> Result<Released, Failure> {
         let mirror = self.mirror();
         let record = known(&mirror, class, id)?;
-        Ok(Released::head(Answer::Devices { items: vec![summary(*id, record)], more: false }))
+        Ok(Released::head(Answer::Devices { items: vec![self.summary(*id, record)], more: false }))
+    }
+
+    fn summary(&self, id: DeviceId, record: &DeviceRecord) -> DeviceSummary {
+        DeviceSummary { holds: self.confirmed.of(&id), ..summary(id, record) }
     }
 
     /// Ends a device.
@@ -39,12 +43,14 @@ impl Authority {
         class: &DeviceClass,
         id: &DeviceId,
         under: Option<u64>,
+        now: Moment,
     ) -> Result<Released, Failure> {
-        self.change_done(under, |mirror| {
+        let changed = self.change(under, |mirror| {
             let record = known(mirror, class, id)?;
-            Ok(ending(*id, record).into_iter().collect())
-        })
-        .await
+            // No other agent has anything to do with it.
+            Ok((ending(*id, record).into_iter().collect(), Vec::new()))
+        });
+        self.revoked_done(changed.await?, now)
     }
 
     /// Ends an operator: every login of that name, and every token that would make one.
@@ -104,6 +110,7 @@ fn summary(id: DeviceId, record: &DeviceRecord) -> DeviceSummary {
         revoked: record.revoked,
         enrolled: enrolled.map(rfc3339).unwrap_or_default(),
         posture: String::new(),
+        holds: None,
         evidence_age_ms: None,
         facts: None,
     }
@@ -143,7 +150,8 @@ mod tests {
         assert_eq!(shown[0].enrolled, "2026-11-23T12:00:00Z");
         let failure = room.authority.device_show(&laptop, &one).unwrap_err();
         assert_eq!(failure.code, Code::NotFound);
-        let failure = room.authority.device_revoke(&laptop, &one, None).await.unwrap_err();
+        let failure =
+            room.authority.device_revoke(&laptop, &one, None, room.now()).await.unwrap_err();
         assert_eq!(failure.code, Code::NotFound, "a right on laptops ends no server");
         assert!(!room.identity.view().devices[&one].revoked);
     }
@@ -155,13 +163,16 @@ mod tests {
         let class = DeviceClass::parse("server").unwrap();
         let changes = room.identity.changes();
         let count = *changes.borrow();
-        let done = room.authority.device_revoke(&class, &device, Some(9)).await.unwrap();
+        let done =
+            room.authority.device_revoke(&class, &device, Some(9), room.now()).await.unwrap();
         assert_eq!(*changes.borrow(), count + 1, "connections are looked at again");
         let status = room.identity.view().devices[&device].clone();
         assert_eq!((status.epoch, status.revoked), (2, true));
-        let Answer::Done { revision } = done.answer else { panic!("{:?}", done.answer) };
-        let again = room.authority.device_revoke(&class, &device, Some(10)).await.unwrap();
-        assert_eq!(again.answer, Answer::Done { revision }, "revoking twice does nothing");
+        let Answer::Revoked { revision, .. } = done.answer else { panic!("{:?}", done.answer) };
+        let again =
+            room.authority.device_revoke(&class, &device, Some(10), room.now()).await.unwrap();
+        let twice = Answer::Revoked { revision, pending: Vec::new(), count: 0 };
+        assert_eq!(again.answer, twice, "revoking twice does nothing");
 
         let made = room.authority.token_create(&class, 60, None, room.now()).await.unwrap();
         let back = room.authority.redeem(&key, "host", &made.body, None, room.now()).await;
@@ -182,7 +193,10 @@ mod tests {
 
         let failure = room.authority.operator_remove("carol", None).await.unwrap_err();
         assert_eq!(failure.code, Code::NotFound);
-        room.authority.revoke(&id("/doorward/operator/alice"), false, Some(4)).await.unwrap();
+        room.authority
+            .revoke(&id("/doorward/operator/alice"), false, Some(4), room.now())
+            .await
+            .unwrap();
         let view = room.identity.view();
         assert!(view.devices[&desk].revoked && view.devices[&laptop].revoked);
         assert!(!view.devices[&bob].revoked);
@@ -199,10 +213,11 @@ mod tests {
         let (device, _) = room.device("server").await;
         let class = DeviceClass::parse("server").unwrap();
         room.store.fails_next.store(true, std::sync::atomic::Ordering::SeqCst);
-        let failure = room.authority.device_revoke(&class, &device, None).await.unwrap_err();
+        let failure =
+            room.authority.device_revoke(&class, &device, None, room.now()).await.unwrap_err();
         assert_eq!(failure.code, Code::Unavailable);
         assert!(!room.identity.view().devices[&device].revoked);
-        room.authority.device_revoke(&class, &device, None).await.unwrap();
+        room.authority.device_revoke(&class, &device, None, room.now()).await.unwrap();
         assert!(room.identity.view().devices[&device].revoked);
     }
 
@@ -212,9 +227,9 @@ mod tests {
         let (device, _) = one.device("server").await;
         let two = one.again().await;
         let class = DeviceClass::parse("server").unwrap();
-        one.authority.device_revoke(&class, &device, Some(1)).await.unwrap();
+        one.authority.device_revoke(&class, &device, Some(1), one.now()).await.unwrap();
         // The second broker has not heard of it; its own change of that row meets the newer one.
-        two.authority.device_revoke(&class, &device, Some(2)).await.unwrap();
+        two.authority.device_revoke(&class, &device, Some(2), two.now()).await.unwrap();
         let status = two.identity.view().devices[&device].clone();
         assert_eq!((status.epoch, status.revoked), (2, true));
     }

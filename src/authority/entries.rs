@@ -58,15 +58,16 @@ impl Authority {
         &self,
         target: &Target,
         under: Option<u64>,
+        now: Moment,
     ) -> Result<Released, Failure> {
         let Target::Entry { id, .. } = target else {
             return Err(Failure::absent("there is no such entry"));
         };
-        self.change_done(under, |mirror| match mirror.entry(id) {
-            Some(_) => Ok(vec![Step::Entry(*id, None)]),
+        let changed = self.change(under, |mirror| match mirror.entry(id) {
+            Some(record) => Ok((vec![Step::Entry(*id, None)], vec![record.entry.clone()])),
             None => Err(Failure::absent("there is no such entry")),
-        })
-        .await
+        });
+        self.revoked_done(changed.await?, now)
     }
 
     /// Ends every living SVID of an ID, or lets its entries give new ones again. The ID of an agent
@@ -76,23 +77,30 @@ impl Authority {
         id: &SpiffeId,
         resume: bool,
         under: Option<u64>,
+        now: Moment,
     ) -> Result<Released, Failure> {
         if id.trust_domain() != &self.domain {
             let hint = format!("only identities of {} are revoked here", self.domain);
             return Err(Failure::invalid(hint));
         }
         if id.is_reserved() {
-            return self.revoke_reserved(id, resume, under).await;
+            return self.revoke_reserved(id, resume, under, now).await;
         }
-        self.change_done(under, |mirror| {
+        let changed = self.change(under, |mirror| {
             let of_id = mirror.entries().filter(|it| it.entry.draft.spiffe_id == *id);
             let records: Vec<_> = of_id.collect();
             if records.is_empty() {
                 return Err(Failure::absent(format!("no entry gives {id}")));
             }
-            Ok(records.into_iter().filter_map(|record| turned(record, resume)).collect())
-        })
-        .await
+            let entries: Vec<_> = records.iter().map(|record| record.entry.clone()).collect();
+            let steps = records.into_iter().filter_map(|record| turned(record, resume));
+            Ok((steps.collect(), entries))
+        });
+        let (revision, entries) = changed.await?;
+        match resume {
+            true => Ok(Released::head(Answer::Done { revision })),
+            false => self.revoked_done((revision, entries), now),
+        }
     }
 
     async fn revoke_reserved(
@@ -100,6 +108,7 @@ impl Authority {
         id: &SpiffeId,
         resume: bool,
         under: Option<u64>,
+        now: Moment,
     ) -> Result<Released, Failure> {
         if resume {
             return Err(Failure::invalid("devices and operators end for good; enrol anew"));
@@ -111,13 +120,13 @@ impl Authority {
         let Some(Ok(device)) = agent.map(DeviceId::parse) else {
             return Err(Failure::invalid("of /doorward/ only agents and operators are revoked"));
         };
-        self.change_done(under, |mirror| match mirror.device(&device) {
+        let changed = self.change(under, |mirror| match mirror.device(&device) {
             Some(record) if !record.class.is_person() => {
-                Ok(ending(device, record).into_iter().collect())
+                Ok((ending(device, record).into_iter().collect(), Vec::new()))
             }
             _ => Err(Failure::absent(format!("there is no agent on a device {device}"))),
-        })
-        .await
+        });
+        self.revoked_done(changed.await?, now)
     }
 }
 
@@ -230,11 +239,11 @@ mod tests {
         let own = room.authority.locate(&Ask::Renew {}, &nobody()).await.unwrap();
         assert_eq!(own, Target::Itself);
 
-        assert!(room.authority.entry_delete(&Target::Absent, None).await.is_err());
-        room.authority.entry_delete(&target, Some(2)).await.unwrap();
+        assert!(room.authority.entry_delete(&Target::Absent, None, room.now()).await.is_err());
+        room.authority.entry_delete(&target, Some(2), room.now()).await.unwrap();
         assert_eq!(status(&room, &entry.id), None);
         assert_eq!(room.authority.locate(&ask, &nobody()).await.unwrap(), Target::Absent);
-        let failure = room.authority.entry_delete(&target, Some(3)).await.unwrap_err();
+        let failure = room.authority.entry_delete(&target, Some(3), room.now()).await.unwrap_err();
         assert_eq!(failure.code, Code::NotFound);
         assert_eq!(room.again().await.authority.mirror().entries().len(), 0);
     }
@@ -245,7 +254,7 @@ mod tests {
         let (device, _) = room.device("server").await;
         let (ended, _) = room.device("server").await;
         let class = draft("/a").class;
-        room.authority.device_revoke(&class, &ended, None).await.unwrap();
+        room.authority.device_revoke(&class, &ended, None, room.now()).await.unwrap();
         let only = |device| EntryDraft { device: Some(device), ..draft("/one") };
         assert!(create(&room, &only(device)).await.is_ok(), "the positive control");
         assert!(create(&room, &draft("/two")).await.is_ok());
@@ -344,7 +353,7 @@ mod tests {
         }
         let failure = create(&room, &with_uid(u32::MAX)).await.unwrap_err();
         assert_eq!(failure.code, Code::TooLarge);
-        room.authority.revoke(&id("/a"), false, Some(5)).await.unwrap();
+        room.authority.revoke(&id("/a"), false, Some(5), room.now()).await.unwrap();
         assert!(room.identity.view().entries.values().all(|status| status.suspended));
     }
 
@@ -353,7 +362,8 @@ mod tests {
         let room = Room::new().await;
         let entry = create(&room, &draft("/a")).await.unwrap();
         let other = create(&room, &draft("/b")).await.unwrap();
-        let revoke = async |resume| room.authority.revoke(&id("/a"), resume, Some(3)).await;
+        let revoke =
+            async |resume| room.authority.revoke(&id("/a"), resume, Some(3), room.now()).await;
         revoke(false).await.unwrap();
         assert_eq!(status(&room, &entry.id), Some((2, true)));
         assert_eq!(status(&room, &other.id), Some((1, false)), "others stay");
@@ -376,7 +386,7 @@ mod tests {
         let room = Room::new().await;
         let (device, _) = room.device("server").await;
         let foreign = TrustDomain::parse("else.example").unwrap().id("/a").unwrap();
-        let revoke = async |id: &SpiffeId| room.authority.revoke(id, false, None).await;
+        let revoke = async |id: &SpiffeId| room.authority.revoke(id, false, None, room.now()).await;
         assert_eq!(revoke(&id("/a")).await.unwrap_err().code, Code::NotFound);
         assert_eq!(revoke(&foreign).await.unwrap_err().code, Code::Invalid);
         for path in ["/doorward/broker", "/doorward/applicant", "/doorward/agent/x", "/doorward"] {
@@ -387,7 +397,7 @@ mod tests {
         assert_eq!(revoke(&id("/doorward/operator/al")).await.unwrap_err().code, Code::NotFound);
 
         let agent = id(&format!("/doorward/agent/{device}"));
-        let resumed = room.authority.revoke(&agent, true, None).await;
+        let resumed = room.authority.revoke(&agent, true, None, room.now()).await;
         assert_eq!(resumed.unwrap_err().code, Code::Invalid);
         revoke(&agent).await.unwrap();
         assert!(room.identity.view().devices[&device].revoked);

@@ -370,9 +370,9 @@ mod tests {
         assert_eq!(paths(&server, &two), ["/all"]);
         assert_eq!(paths(&laptop, &two), ["/laptops"]);
         let all = domain().id("/all").unwrap();
-        room.authority.revoke(&all, false, None).await.unwrap();
+        room.authority.revoke(&all, false, None, room.now()).await.unwrap();
         assert_eq!(paths(&server, &one), ["/one"], "a revoked identity is no duty");
-        room.authority.revoke(&all, true, None).await.unwrap();
+        room.authority.revoke(&all, true, None, room.now()).await.unwrap();
         assert_eq!(paths(&server, &one), ["/all", "/one"]);
     }
 

@@ -21,6 +21,7 @@ mod key_seal;
 mod living_keys;
 mod mirror;
 mod own;
+mod pending;
 mod records;
 mod restore;
 mod room;

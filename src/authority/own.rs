@@ -89,11 +89,13 @@ impl Authority {
         })
     }
 
-    /// The living entries of the caller's own device: the page after `after`.
+    /// The living entries of the caller's own device: the page after `after`. `holds` is the revision
+    /// of those that the caller has already.
     pub(super) fn duties(
         &self,
         caller: &Caller,
         after: Option<&EntryId>,
+        holds: Option<u64>,
     ) -> Result<Released, Failure> {
         let (CallerKind::Agent, Some(device), Some(class)) =
             (caller.kind(), caller.device(), caller.class())
@@ -101,6 +103,7 @@ impl Authority {
             return Err(Failure::invalid("only a device's agent has duties"));
         };
         let mirror = self.mirror();
+        self.confirmed.note(*device, holds, &mirror);
         let items = mirror.duties(class, device, after);
         let mut page = page_of(items, mirror.entries_revision);
         if let Answer::Entries { bundle, .. } = &mut page.answer {

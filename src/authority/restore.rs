@@ -253,10 +253,10 @@ mod tests {
             Ask::Revoke { spiffe_id: id("/a"), resume: false },
             Ask::EntryDelete { spiffe_id: id("/b"), id: b },
         ];
-        room.authority.device_revoke(&class, &gone, Some(5)).await.unwrap();
-        room.authority.revoke(&id("/a"), false, Some(6)).await.unwrap();
+        room.authority.device_revoke(&class, &gone, Some(5), room.now()).await.unwrap();
+        room.authority.revoke(&id("/a"), false, Some(6), room.now()).await.unwrap();
         let target = room.authority.locate(&asks[2], &nobody()).await.unwrap();
-        room.authority.entry_delete(&target, Some(7)).await.unwrap();
+        room.authority.entry_delete(&target, Some(7), room.now()).await.unwrap();
         let mut floor = EpochFloor::default();
         for ask in &asks {
             let said = room.authority.epochs_after(&nobody(), ask);
@@ -290,7 +290,7 @@ mod tests {
         let (device, _) = room.device("server").await;
         let a = entry(&room, "/a").await;
         for _ in 0..3 {
-            room.authority.revoke(&id("/a"), false, None).await.unwrap();
+            room.authority.revoke(&id("/a"), false, None, room.now()).await.unwrap();
         }
         let before = room.store.rows();
         let floor = EpochFloor {

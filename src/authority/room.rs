@@ -15,6 +15,7 @@ use super::issuers::{Issuers, Opening};
 use super::key_seal::CaKeys;
 use super::living_keys::LivingKeys;
 use super::mirror::{Mirror, Step};
+use super::pending::Confirmed;
 use super::records::encode;
 use super::rotate::Acknowledged;
 use crate::decision_log::{Authority as ForAuthority, Grant};
@@ -51,6 +52,7 @@ pub struct Authority {
     pub(super) guesses: Guesses,
     pub(super) opening: Opening,
     pub(super) acknowledged: Acknowledged,
+    pub(super) confirmed: Confirmed,
     /// The authority that the broker's own certificate is of.
     pub(super) own_by: ArcSwapOption<Digest>,
     issuers: ArcSwap<Issuers>,
@@ -123,6 +125,7 @@ impl Authority {
             writing: Mutex::default(),
             living_keys: LivingKeys::default(),
             guesses: Guesses::default(),
+            confirmed: Confirmed::default(),
             store,
             domain,
             clock,
@@ -214,7 +217,7 @@ impl Authority {
         match ask {
             Ask::Whoami {} => Ok(self.whoami(caller)),
             Ask::Renew {} => self.renew(caller, under, now).await,
-            Ask::Duties { after } => self.duties(caller, after.as_ref()),
+            Ask::Duties { after, holds } => self.duties(caller, after.as_ref(), *holds),
             Ask::Bundle { holds } => self.bundle(caller, *holds),
             Ask::Ca(step) => self.ca_step(step, under, now).await,
             Ask::Enroll { name, token } => {
@@ -226,11 +229,11 @@ impl Authority {
             Ask::OperatorRemove { name } => self.operator_remove(name, under).await,
             Ask::DeviceList { after } => Ok(self.device_list(after.as_ref())),
             Ask::DeviceShow { class, id } => self.device_show(class, id),
-            Ask::DeviceRevoke { class, id } => self.device_revoke(class, id, under).await,
+            Ask::DeviceRevoke { class, id } => self.device_revoke(class, id, under, now).await,
             Ask::EntryCreate { entry } => self.entry_create(entry, under, now).await,
             Ask::EntryList { after } => Ok(self.entry_list(after.as_ref())),
-            Ask::EntryDelete { .. } => self.entry_delete(target, under).await,
-            Ask::Revoke { spiffe_id, resume } => self.revoke(spiffe_id, *resume, under).await,
+            Ask::EntryDelete { .. } => self.entry_delete(target, under, now).await,
+            Ask::Revoke { spiffe_id, resume } => self.revoke(spiffe_id, *resume, under, now).await,
             Ask::RevokeSvid { spiffe_id, serial } => {
                 self.revoke_svid(spiffe_id, serial, under, now).await
             }

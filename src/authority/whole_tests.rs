@@ -304,10 +304,12 @@ async fn only_agents_ask_for_workloads_and_have_duties() {
     for holder in [&workload, &alice] {
         let failure = issue(&room, holder, &plain).await.err().unwrap();
         assert_eq!(failure.code, Code::Invalid);
-        let duties = act(&room, &holder.caller(&room), Ask::Duties { after: None }).await;
+        let duties =
+            act(&room, &holder.caller(&room), Ask::Duties { after: None, holds: None }).await;
         assert_eq!(duties.unwrap_err().code, Code::Invalid);
     }
-    let duties = act(&room, &host.caller(&room), Ask::Duties { after: None }).await.unwrap();
+    let duties =
+        act(&room, &host.caller(&room), Ask::Duties { after: None, holds: None }).await.unwrap();
     let Answer::Entries { items, .. } = duties.answer else { panic!("no duties") };
     assert_eq!(items, [plain]);
 }
@@ -326,8 +328,8 @@ async fn what_was_decided_on_is_what_is_issued() {
         room.authority.act(&caller, &ask, target, 1, room.now(), SecretValue::empty()).await
     };
     assert!(carry_out(&decided).await.is_ok());
-    room.authority.revoke(&id("/a"), false, None).await.unwrap();
-    room.authority.revoke(&id("/a"), true, None).await.unwrap();
+    room.authority.revoke(&id("/a"), false, None, room.now()).await.unwrap();
+    room.authority.revoke(&id("/a"), true, None, room.now()).await.unwrap();
     let failure = carry_out(&decided).await.unwrap_err();
     assert_eq!((failure.code, failure.reason), (Code::Unavailable, Reason::Changed));
     assert!(carry_out(&Target::Absent).await.is_err());
@@ -416,11 +418,11 @@ async fn revocation_kills_what_was_issued_and_resuming_does_not_revive_it() {
     let standing = |holder: &Holding| holder.caller(&room).standing();
     assert_eq!((standing(&one), standing(&two)), (Standing::Live, Standing::Live));
 
-    room.authority.revoke(&id("/a"), false, None).await.unwrap();
+    room.authority.revoke(&id("/a"), false, None, room.now()).await.unwrap();
     assert_eq!((standing(&one), standing(&two)), (Standing::Revoked, Standing::Live));
     let failure = issue(&room, &host, &a).await.err().unwrap();
     assert_eq!((failure.code, failure.reason), (Code::Denied, Reason::Revoked));
-    room.authority.revoke(&id("/a"), true, None).await.unwrap();
+    room.authority.revoke(&id("/a"), true, None, room.now()).await.unwrap();
     assert_eq!(standing(&one), Standing::Revoked, "what was revoked stays dead");
     let fresh = issue(&room, &host, &a).await.unwrap();
     assert_eq!(standing(&fresh), Standing::Live);
@@ -691,7 +693,7 @@ async fn an_applicant_without_a_living_token_or_a_known_key_is_absent() {
     assert_eq!(located(&stranger, shown(&first)).await, Target::Absent, "it is spent");
     let back = applicant(&room, &host.key);
     assert_eq!(located(&back, None).await, Target::Itself);
-    room.authority.device_revoke(&class, &host.device(), None).await.unwrap();
+    room.authority.device_revoke(&class, &host.device(), None, room.now()).await.unwrap();
     assert_eq!(located(&back, None).await, Target::Absent);
     assert_eq!(located(&back, shown(&late)).await, Target::Itself);
     room.clock.advance(Duration::from_secs(600));

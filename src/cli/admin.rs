@@ -1,18 +1,15 @@
-//! whoami, can-i, status, tokens, operators, devices, entries, identities.
+//! whoami, can-i, status, tokens, operators, devices.
 
 use serde_json::json;
 
 use super::access::{Access, Asking};
-use super::args::{DeviceAction, EntryAction, IdentityAction, OperatorAction, TokenAction};
+use super::args::{DeviceAction, OperatorAction, TokenAction};
 use super::fault::Fault;
-use super::listing::{devices, entries};
-use super::logs::issued_to;
+use super::listing::devices;
 use super::output::{Output, printable, table};
 use super::secrets::unexpected;
-use crate::app;
 use crate::model::{
-    Action, Answer, Ask, DeviceClass, DeviceId, DeviceSummary, Digest, Entry, EntryDraft, EntryId,
-    SecretValue, Selector, Serial, SpiffeId, TrustDomain, did_you_mean,
+    Action, Answer, Ask, DeviceClass, DeviceSummary, PendingAgent, SecretValue, did_you_mean,
 };
 
 pub async fn whoami(access: &Access, output: &Output) -> Result<(), Fault> {
@@ -103,7 +100,7 @@ pub async fn token(action: TokenAction, access: &Access, output: &Output) -> Res
     token_out(output, &released.answer, &released.body)
 }
 
-fn device_class(text: &str) -> Result<DeviceClass, Fault> {
+pub(super) fn device_class(text: &str) -> Result<DeviceClass, Fault> {
     DeviceClass::parse(text).map_err(|error| {
         Fault::usage(format!("`{text}` is no device class")).cause(error.to_string())
     })
@@ -131,17 +128,49 @@ async fn done(access: &Access, ask: Ask, said: &str, output: &Output) -> Result<
     done_on(&asking, ask, said, output).await
 }
 
-async fn done_on(asking: &Asking, ask: Ask, said: &str, output: &Output) -> Result<(), Fault> {
+pub(super) async fn done_on(
+    asking: &Asking,
+    ask: Ask,
+    said: &str,
+    output: &Output,
+) -> Result<(), Fault> {
     let (request, released) = asking.ask(ask, SecretValue::empty()).await?;
-    let Answer::Done { revision } = released.answer else {
-        return Err(unexpected(&released));
-    };
-    output.result(said, &json!({ "revision": revision, "request": request }));
+    match &released.answer {
+        Answer::Done { revision } => {
+            output.result(said, &json!({ "revision": revision, "request": request }));
+        }
+        Answer::Revoked { revision, pending, count } => output.result(
+            &format!("{said}{}", printable(&waited_for(pending, *count))),
+            &json!({
+                "revision": revision, "request": request, "pending": pending,
+                "pending_count": count,
+            }),
+        ),
+        _ => return Err(unexpected(&released)),
+    }
     Ok(())
 }
 
+/// The agents that have not confirmed a revocation, for people.
+fn waited_for(pending: &[PendingAgent], count: u64) -> String {
+    if count == 0 {
+        return String::new();
+    }
+    let mut names: Vec<_> =
+        pending.iter().map(|agent| format!("{} ({})", agent.device.short(), agent.name)).collect();
+    if u64::try_from(names.len()).is_ok_and(|listed| listed < count) {
+        names.push("…".to_owned());
+    }
+    format!(
+        "\nnot confirmed yet by {count} agent{}: {}\nprocesses there keep what they were given until \
+         it hears of it; here it is refused already",
+        if count == 1 { "" } else { "s" },
+        names.join(", ")
+    )
+}
+
 /// The one device whose id begins so.
-async fn device_named(asking: &Asking, id: &str) -> Result<DeviceSummary, Fault> {
+pub(super) async fn device_named(asking: &Asking, id: &str) -> Result<DeviceSummary, Fault> {
     let mut fitting: Vec<_> =
         devices(asking).await?.into_iter().filter(|d| d.id.to_string().starts_with(id)).collect();
     match (fitting.pop(), fitting.is_empty()) {
@@ -206,189 +235,4 @@ pub async fn device(action: DeviceAction, access: &Access, output: &Output) -> R
             done_on(&asking, ask, &said, output).await
         }
     }
-}
-
-/// A SPIFFE ID, or its path in the broker's own trust domain.
-fn spiffe_id(text: &str, domain: &TrustDomain) -> Result<SpiffeId, Fault> {
-    let whole = match text.starts_with("spiffe:") {
-        true => SpiffeId::parse(text),
-        false => domain.id(&format!("/{}", text.trim_start_matches('/'))),
-    };
-    whole.map_err(|error| {
-        Fault::usage(format!("`{text}` is not a SPIFFE ID")).cause(error.to_string())
-    })
-}
-
-fn selector(text: &str) -> Result<Selector, Fault> {
-    let fault = || {
-        Fault::usage(format!("`{text}` is no selector"))
-            .hint("`uid:N`, `gid:N`, `path:/…`, `exe_sha256:…` or `unit:x.service`")
-    };
-    let (kind, value) = text.split_once(':').ok_or_else(fault)?;
-    match kind {
-        "uid" => value.parse().map(Selector::Uid).map_err(|_| fault()),
-        "gid" => value.parse().map(Selector::Gid).map_err(|_| fault()),
-        "path" => Ok(Selector::Path(value.to_owned())),
-        "exe_sha256" => Digest::parse(value).map(Selector::ExeSha256).map_err(|_| fault()),
-        "unit" => Ok(Selector::Unit(value.to_owned())),
-        _ => Err(fault()),
-    }
-}
-
-pub async fn entry(action: EntryAction, access: &Access, output: &Output) -> Result<(), Fault> {
-    let asking = access.connect().await?;
-    match action {
-        EntryAction::Create { id, class, device, selector: selectors, ttl, default } => {
-            let draft = EntryDraft {
-                spiffe_id: spiffe_id(&id, &asking.credentials.domain)?,
-                class: device_class(&class)?,
-                device: match device {
-                    Some(id) => Some(device_named(&asking, &id).await?.id),
-                    None => None::<DeviceId>,
-                },
-                selectors: selectors.iter().map(|s| selector(s)).collect::<Result<_, _>>()?,
-                ttl_s: ttl,
-                default,
-            };
-            draft
-                .check()
-                .map_err(|error| Fault::usage("the entry is refused").cause(error.to_string()))?;
-            let ask = Ask::EntryCreate { entry: draft };
-            let (_, released) = asking.ask(ask, SecretValue::empty()).await?;
-            let Answer::Entries { items, .. } = &released.answer else {
-                return Err(unexpected(&released));
-            };
-            show_entries(items, output);
-            Ok(())
-        }
-        EntryAction::List => {
-            show_entries(&entries(&asking).await?, output);
-            Ok(())
-        }
-        EntryAction::Delete { id } => {
-            let found = entries(&asking).await?.into_iter().find(|e| e.id.to_string() == id);
-            let entry = found.ok_or_else(|| {
-                Fault::failed(format!("there is no entry `{id}`"))
-                    .hint("`doorward entry list` shows all")
-            })?;
-            let said = format!("entry {id} has ended, and every identity that it gave");
-            let ask = Ask::EntryDelete { spiffe_id: entry.draft.spiffe_id, id: entry.id };
-            done_on(&asking, ask, &said, output).await
-        }
-        EntryAction::Explain { pid } => {
-            let facts = app::attest_pid(pid).map_err(|error| Fault::of(&error))?;
-            explain_entry(&entries(&asking).await?, &facts, output);
-            Ok(())
-        }
-    }
-}
-
-fn show_entries(items: &[Entry], output: &Output) {
-    let mut rows = Vec::new();
-    for entry in items {
-        if output.is_json() {
-            output.text(&serde_json::to_string(entry).unwrap_or_default());
-            continue;
-        }
-        let selectors: Vec<String> =
-            entry.draft.selectors.iter().map(ToString::to_string).collect();
-        rows.push(vec![
-            entry.id.to_string(),
-            entry.draft.spiffe_id.to_string(),
-            entry.draft.class.to_string(),
-            selectors.join(" "),
-        ]);
-    }
-    if !rows.is_empty() {
-        output.text(&printable(&table(&rows)));
-    }
-}
-
-/// Which entries fit; for each other one what is missing, nearest first.
-fn explain_entry(entries: &[Entry], facts: &crate::model::WorkloadFacts, output: &Output) {
-    let mut all: Vec<(EntryId, &SpiffeId, Vec<String>)> = entries
-        .iter()
-        .map(|entry| {
-            let missing = entry.missing(facts).iter().map(ToString::to_string).collect();
-            (entry.id, &entry.draft.spiffe_id, missing)
-        })
-        .collect();
-    all.sort_by_key(|(_, _, missing)| missing.len());
-    let unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
-    let mut text = format!(
-        "pid {}: uid {} gid {} path {} unit {}\n",
-        facts.pid,
-        facts.uid,
-        facts.gid,
-        unknown(&facts.path),
-        unknown(&facts.unit)
-    );
-    if let Some(digest) = &facts.exe_sha256 {
-        text.push_str(&format!("  exe_sha256:{digest}\n"));
-    }
-    for (id, spiffe_id, missing) in &all {
-        let line = match missing.is_empty() {
-            true => format!("fits     {spiffe_id}  (entry {id})\n"),
-            false => format!("does not {spiffe_id}  (entry {id}) lacks {}\n", missing.join(", ")),
-        };
-        text.push_str(&line);
-    }
-    if all.is_empty() {
-        text.push_str("there are no entries: make one with `doorward entry create`\n");
-    }
-    let items: Vec<_> = all
-        .iter()
-        .map(|(id, spiffe_id, missing)| {
-            json!({ "entry": id, "spiffe_id": spiffe_id, "missing": missing })
-        })
-        .collect();
-    output.result(text.trim_end(), &json!({ "facts": facts, "entries": items }));
-}
-
-pub async fn identity(
-    action: IdentityAction,
-    access: &Access,
-    output: &Output,
-) -> Result<(), Fault> {
-    let IdentityAction::Revoke { id, resume, serial } = action;
-    let asking = access.connect().await?;
-    let id = id.map(|id| spiffe_id(&id, &asking.credentials.domain)).transpose()?;
-    if let Some(serial) = serial {
-        return revoke_svid(&asking, id, &serial, output).await;
-    }
-    let spiffe_id = id.ok_or_else(|| Fault::usage("no identity is named"))?;
-    let said = match resume {
-        true => format!("{spiffe_id} may be issued again"),
-        false => {
-            format!("every SVID of {spiffe_id} is dead at this broker; connections are closed")
-        }
-    };
-    done_on(&asking, Ask::Revoke { spiffe_id, resume }, &said, output).await
-}
-
-/// Ends one SVID. Whose it is stands in the record of its issue, unless it is said.
-async fn revoke_svid(
-    asking: &Asking,
-    id: Option<SpiffeId>,
-    serial: &str,
-    output: &Output,
-) -> Result<(), Fault> {
-    // As other tools write it: upper case, colons between the bytes, a zero byte before a high bit.
-    let plain = serial.replace(':', "").to_ascii_lowercase();
-    let plain = plain.strip_prefix("00").unwrap_or(&plain);
-    let serial = Serial::parse(plain).map_err(|error| {
-        Fault::usage(format!("`{serial}` is no serial number")).cause(error.to_string())
-    })?;
-    let spiffe_id = match id {
-        Some(id) => id,
-        None => issued_to(asking, &serial).await?.ok_or_else(|| {
-            Fault::failed(format!("the log knows of no SVID with the serial number {serial}"))
-                .hint("name its SPIFFE ID too: `doorward identity revoke ID --serial HEX`")
-        })?,
-    };
-    let said = format!(
-        "the SVID {serial} of {spiffe_id} is dead at this broker, its connections closed; the \
-         workload may be given another one"
-    );
-    done_on(asking, Ask::RevokeSvid { spiffe_id, serial }, &said, output).await
 }

@@ -10,6 +10,7 @@ mod backup;
 mod broker;
 mod ca;
 mod doctor;
+mod entries;
 mod fault;
 mod import;
 mod listing;
@@ -121,8 +122,8 @@ async fn asking(command: Command, access: &access::Access, output: &Output) -> R
         Command::Token { action } => admin::token(action, access, output).await,
         Command::Operator { action } => admin::operator(action, access, output).await,
         Command::Device { action } => admin::device(action, access, output).await,
-        Command::Entry { action } => admin::entry(action, access, output).await,
-        Command::Identity { action } => admin::identity(action, access, output).await,
+        Command::Entry { action } => entries::entry(action, access, output).await,
+        Command::Identity { action } => entries::identity(action, access, output).await,
         Command::Ca { action } => ca::ca(action, access, output).await,
         Command::Backup(options) => backup::backup(options, access, output).await,
         Command::Policy { action } => policies::policy(action, access, output).await,

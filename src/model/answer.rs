@@ -210,12 +210,24 @@ pub struct DeviceSummary {
     pub enrolled: String,
     /// `|name=t|…` as policy sees its posture now, or `unknown`.
     pub posture: String,
+    /// The revision of the entries that its agent holds, as it said last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<u64>,
     /// Age of its evidence, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence_age_ms: Option<u64>,
     /// Its facts, where one device was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<serde_json::Value>,
+}
+
+/// An agent that has not said yet that it knows of a revocation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingAgent {
+    /// Its device.
+    pub device: DeviceId,
+    /// The word that it gave for people.
+    pub name: String,
 }
 
 /// A token for a person.
@@ -256,6 +268,17 @@ pub enum Answer {
     Done {
         /// The store's revision.
         revision: u64,
+    },
+    /// It was revoked: this broker refuses it from now on, also after a restart, and the log says so.
+    Revoked {
+        /// The store's revision.
+        revision: u64,
+        /// Agents that have not confirmed it; at most `PENDING_LISTED` of them.
+        #[serde(default)]
+        pending: Vec<PendingAgent>,
+        /// How many these are in all.
+        #[serde(default)]
+        count: u64,
     },
     /// Names.
     Names {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::authority::{BundleHeld, CaStep};
 use super::device::{DeviceClass, DeviceId, Digest};
-use super::entry::{EntryDraft, WorkloadFacts};
+use super::entry::{EntryDraft, RetractedSvid, WorkloadFacts};
 use super::ids::{EntryId, RequestId, Serial};
 use super::name::{SecretName, SecretPrefix};
 use super::object::Action;
@@ -23,16 +23,6 @@ pub enum Kind {
     Authority,
     /// Everything else: evidence, policy, log, backup.
     Administration,
-}
-
-/// One SVID that its agent takes back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RetractedSvid {
-    /// Its serial number.
-    pub serial: Serial,
-    /// Its end, in seconds since 1970: from then on nobody need remember it.
-    pub until: i64,
 }
 
 /// One request. In JSON: one key, the operation, with its fields: `{"read":{"name":"pay/db/url"}}`.
@@ -132,6 +122,9 @@ pub enum Ask {
         /// Entries after this one (the last of the page before).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<EntryId>,
+        /// The revision of the entries that the agent holds already: what it confirms.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holds: Option<u64>,
     },
 
     /// The roots of the trust domain; with it the caller says what it has in force of them.

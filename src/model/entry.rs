@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceClass, DeviceId, Digest};
-use super::ids::EntryId;
+use super::ids::{EntryId, Serial};
 use super::limits::{SELECTOR_BYTES_MAX, SELECTORS_MAX};
 use super::spiffe_id::SpiffeId;
 
@@ -106,6 +106,16 @@ pub struct WorkloadFacts {
     /// Whether the process was pinned by a pidfd of the socket itself (Linux ≥ 6.5); otherwise the
     /// weaker path (pidfd_open and start time, read twice) was used.
     pub pinned: bool,
+}
+
+/// One SVID that its agent takes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetractedSvid {
+    /// Its serial number.
+    pub serial: Serial,
+    /// Its end, in seconds since 1970: from then on nobody need remember it.
+    pub until: i64,
 }
 
 /// What an operator asks for.

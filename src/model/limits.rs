@@ -324,6 +324,8 @@ pub const SVID_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub const DENIED_MAX: usize = 64 * 1024;
 /// … and of one device, whose processes come and go.
 pub const DENIED_PER_DEVICE: usize = 4 * 1024;
+/// Agents that the answer to a revocation names; it counts all.
+pub const PENDING_LISTED: usize = 100;
 /// SVIDs that one `retract` names.
 pub const RETRACT_MAX: usize = 64;
 /// Rows of ended SVIDs that one change takes away beside its own.

@@ -25,10 +25,10 @@ mod strict_json;
 mod target;
 
 pub use answer::{
-    Answer, Code, DeviceSummary, OperatorToken, Reason, Refusal, SecretItem, VersionItem,
-    VersionState,
+    Answer, Code, DeviceSummary, OperatorToken, PendingAgent, Reason, Refusal, SecretItem,
+    VersionItem, VersionState,
 };
-pub use ask::{Ask, Kind, RetractedSvid};
+pub use ask::{Ask, Kind};
 pub use authority::{
     AuthorityState, AuthoritySummary, BundleHeld, BundleRoot, CaStanding, CaStep, PendingDevice,
 };
@@ -36,7 +36,7 @@ pub use client_ref::{ClientRef, ClientRefError};
 pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis};
 pub use device::{DeviceClass, DeviceId, Digest, DigestError};
 pub use diagnostic::{Diagnostic, did_you_mean};
-pub use entry::{Entry, EntryDraft, EntryError, Selector, WorkloadFacts};
+pub use entry::{Entry, EntryDraft, EntryError, RetractedSvid, Selector, WorkloadFacts};
 pub use ids::{EntryId, IdError, RequestId, Serial, SerialError};
 pub use join_secret::join_secret_digest;
 pub use name::{NameError, Namespace, SecretName, SecretPrefix, check_segment};

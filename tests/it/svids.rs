@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use doorward::app::Stage;
 use doorward::model::{Ask, Clock, Reason, SecretValue, SystemClock};
-use doorward::wire::{Client, ClientError, Credentials};
+use doorward::wire::{Client, ClientError, CloseCode, Credentials};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::Value;
 use spiffe::{WorkloadApiClient, X509Context};
@@ -86,13 +86,17 @@ async fn whoami(client: &Client) -> Result<(), ClientError> {
     client.ask(Ask::Whoami {}, SecretValue::empty()).await.map(|_| ())
 }
 
-/// What a fresh connection under these credentials is told.
+/// What a fresh connection under these credentials is told. One that a revocation closes before its
+/// first request is followed by another one.
 async fn refused(credentials: &Credentials) -> Option<Reason> {
-    let client = Client::connect(credentials, clock()).await.unwrap();
-    match whoami(&client).await {
-        Err(ClientError::Refused(refusal)) => Some(refusal.reason),
-        Ok(()) => None,
-        Err(other) => panic!("{other}"),
+    loop {
+        let client = Client::connect(credentials, clock()).await.unwrap();
+        match whoami(&client).await {
+            Err(ClientError::Refused(refusal)) => return Some(refusal.reason),
+            Ok(()) => return None,
+            Err(ClientError::Closed(CloseCode::Revoked)) => {}
+            Err(other) => panic!("{other}"),
+        }
     }
 }
 
@@ -260,4 +264,21 @@ fn what_ended_while_the_broker_was_away_is_retracted_when_it_is_back() {
     });
     let look = || run(refused(&copied));
     super::scene::until(MOST, look, |told| *told == Some(Reason::SvidRevoked));
+}
+
+#[test]
+fn a_revocation_names_the_agents_that_have_not_heard_of_it() {
+    let stage = stage();
+    let device = stage.device().unwrap()["id"].as_str().unwrap().to_owned();
+    let told = stage.operator_must(&["identity", "revoke", "tester"], None).unwrap().json();
+    assert_eq!(
+        (&told["pending_count"], &told["pending"][0]["device"]),
+        (&1.into(), &device.into())
+    );
+    let revision = told["revision"].as_u64().unwrap();
+    // The agent asks for its entries by itself, and then says that it holds them.
+    let holds = || stage.device().unwrap()["holds"].as_u64();
+    super::scene::until(MOST, holds, |holds| holds.is_some_and(|holds| holds >= revision));
+    let resumed = stage.operator_must(&["identity", "revoke", "tester", "--resume"], None).unwrap();
+    assert!(resumed.json().get("pending").is_none(), "{resumed:?}");
 }

@@ -1,0 +1,264 @@
+//! entries and identities: who gets which, why not, and the end of what was given.
+
+use serde_json::json;
+
+use super::access::{Access, Asking};
+use super::admin::{device_class, device_named, done_on};
+use super::args::{EntryAction, IdentityAction};
+use super::fault::Fault;
+use super::listing::entries;
+use super::logs::issued_to;
+use super::output::{Output, printable, table};
+use super::secrets::unexpected;
+use crate::app;
+use crate::model::{
+    Answer, Ask, DeviceId, Digest, Entry, EntryDraft, SecretValue, Selector, Serial, SpiffeId,
+    TrustDomain, WorkloadFacts,
+};
+
+/// A SPIFFE ID, or its path in the broker's own trust domain.
+fn spiffe_id(text: &str, domain: &TrustDomain) -> Result<SpiffeId, Fault> {
+    let whole = match text.starts_with("spiffe:") {
+        true => SpiffeId::parse(text),
+        false => domain.id(&format!("/{}", text.trim_start_matches('/'))),
+    };
+    whole.map_err(|error| {
+        Fault::usage(format!("`{text}` is not a SPIFFE ID")).cause(error.to_string())
+    })
+}
+
+fn selector(text: &str) -> Result<Selector, Fault> {
+    let fault = || {
+        Fault::usage(format!("`{text}` is no selector"))
+            .hint("`uid:N`, `gid:N`, `path:/…`, `exe_sha256:…` or `unit:x.service`")
+    };
+    let (kind, value) = text.split_once(':').ok_or_else(fault)?;
+    match kind {
+        "uid" => value.parse().map(Selector::Uid).map_err(|_| fault()),
+        "gid" => value.parse().map(Selector::Gid).map_err(|_| fault()),
+        "path" => Ok(Selector::Path(value.to_owned())),
+        "exe_sha256" => Digest::parse(value).map(Selector::ExeSha256).map_err(|_| fault()),
+        "unit" => Ok(Selector::Unit(value.to_owned())),
+        _ => Err(fault()),
+    }
+}
+
+pub async fn entry(action: EntryAction, access: &Access, output: &Output) -> Result<(), Fault> {
+    let asking = access.connect().await?;
+    match action {
+        EntryAction::Create { id, class, device, selector: selectors, ttl, default } => {
+            let draft = EntryDraft {
+                spiffe_id: spiffe_id(&id, &asking.credentials.domain)?,
+                class: device_class(&class)?,
+                device: match device {
+                    Some(id) => Some(device_named(&asking, &id).await?.id),
+                    None => None::<DeviceId>,
+                },
+                selectors: selectors.iter().map(|s| selector(s)).collect::<Result<_, _>>()?,
+                ttl_s: ttl,
+                default,
+            };
+            draft
+                .check()
+                .map_err(|error| Fault::usage("the entry is refused").cause(error.to_string()))?;
+            let ask = Ask::EntryCreate { entry: draft };
+            let (_, released) = asking.ask(ask, SecretValue::empty()).await?;
+            let Answer::Entries { items, .. } = &released.answer else {
+                return Err(unexpected(&released));
+            };
+            show_entries(items, output);
+            Ok(())
+        }
+        EntryAction::List => {
+            show_entries(&entries(&asking).await?, output);
+            Ok(())
+        }
+        EntryAction::Delete { id } => {
+            let found = entries(&asking).await?.into_iter().find(|e| e.id.to_string() == id);
+            let entry = found.ok_or_else(|| {
+                Fault::failed(format!("there is no entry `{id}`"))
+                    .hint("`doorward entry list` shows all")
+            })?;
+            let said = format!("entry {id} has ended, and every identity that it gave");
+            let ask = Ask::EntryDelete { spiffe_id: entry.draft.spiffe_id, id: entry.id };
+            done_on(&asking, ask, &said, output).await
+        }
+        EntryAction::Explain { pid } => {
+            let facts = app::attest_pid(pid).map_err(|error| Fault::of(&error))?;
+            explain_entry(&entries(&asking).await?, &facts, output);
+            Ok(())
+        }
+    }
+}
+
+fn show_entries(items: &[Entry], output: &Output) {
+    let mut rows = Vec::new();
+    for entry in items {
+        if output.is_json() {
+            output.text(&serde_json::to_string(entry).unwrap_or_default());
+            continue;
+        }
+        let selectors: Vec<String> =
+            entry.draft.selectors.iter().map(ToString::to_string).collect();
+        rows.push(vec![
+            entry.id.to_string(),
+            entry.draft.spiffe_id.to_string(),
+            entry.draft.class.to_string(),
+            selectors.join(" "),
+        ]);
+    }
+    if !rows.is_empty() {
+        output.text(&printable(&table(&rows)));
+    }
+}
+
+/// Entries that do not fit and are told of all the same: the nearest ones.
+const NEAREST: usize = 3;
+
+/// Which entries fit; and of the nearest others what is missing.
+fn explain_entry(entries: &[Entry], facts: &WorkloadFacts, output: &Output) {
+    let told = told(entries, facts);
+    let unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
+    let mut text = format!(
+        "pid {}: uid {} gid {} path {} unit {}\n",
+        facts.pid,
+        facts.uid,
+        facts.gid,
+        unknown(&facts.path),
+        unknown(&facts.unit)
+    );
+    if let Some(digest) = &facts.exe_sha256 {
+        text.push_str(&format!("  exe_sha256:{digest}\n"));
+    }
+    for (entry, missing) in &told {
+        let (id, draft) = (entry.id, &entry.draft);
+        let whose = format!("{}  (entry {id}, class {})", draft.spiffe_id, draft.class);
+        let line = match missing.is_empty() {
+            true => format!("fits     {whose}\n"),
+            false => format!("does not {whose} lacks {}\n", missing.join(", ")),
+        };
+        text.push_str(&line);
+    }
+    let left = entries.len().saturating_sub(told.len());
+    if left > 0 {
+        text.push_str(&format!("{left} more are further off\n"));
+    }
+    if told.is_empty() {
+        text.push_str("there are no entries: make one with `doorward entry create`\n");
+    }
+    let items: Vec<_> = told
+        .iter()
+        .map(|(entry, missing)| {
+            json!({ "entry": entry.id, "spiffe_id": entry.draft.spiffe_id, "missing": missing })
+        })
+        .collect();
+    let value = json!({ "facts": facts, "entries": items, "further_off": left });
+    output.result(&printable(text.trim_end()), &value);
+}
+
+/// All that fit, and then the nearest others, each with the selectors that are not shown.
+fn told<'a>(entries: &'a [Entry], facts: &WorkloadFacts) -> Vec<(&'a Entry, Vec<String>)> {
+    let missing = |entry: &'a Entry| {
+        let missing = entry.missing(facts).iter().map(ToString::to_string).collect();
+        (entry, missing)
+    };
+    let (mut fitting, mut others): (Vec<_>, Vec<(_, Vec<String>)>) =
+        entries.iter().map(missing).partition(|(_, missing): &(_, Vec<String>)| missing.is_empty());
+    others.sort_by_key(|(entry, missing)| (missing.len(), entry.id));
+    fitting.extend(others.into_iter().take(NEAREST));
+    fitting
+}
+
+pub async fn identity(
+    action: IdentityAction,
+    access: &Access,
+    output: &Output,
+) -> Result<(), Fault> {
+    let IdentityAction::Revoke { id, resume, serial } = action;
+    let asking = access.connect().await?;
+    let id = id.map(|id| spiffe_id(&id, &asking.credentials.domain)).transpose()?;
+    if let Some(serial) = serial {
+        return revoke_svid(&asking, id, &serial, output).await;
+    }
+    let spiffe_id = id.ok_or_else(|| Fault::usage("no identity is named"))?;
+    let said = match resume {
+        true => format!("{spiffe_id} may be issued again"),
+        false => {
+            format!("every SVID of {spiffe_id} is dead at this broker; connections are closed")
+        }
+    };
+    done_on(&asking, Ask::Revoke { spiffe_id, resume }, &said, output).await
+}
+
+/// Ends one SVID. Whose it is stands in the record of its issue, unless it is said.
+async fn revoke_svid(
+    asking: &Asking,
+    id: Option<SpiffeId>,
+    serial: &str,
+    output: &Output,
+) -> Result<(), Fault> {
+    // As other tools write it: upper case, colons between the bytes, a zero byte before a high bit.
+    let plain = serial.replace(':', "").to_ascii_lowercase();
+    let plain = plain.strip_prefix("00").unwrap_or(&plain);
+    let serial = Serial::parse(plain).map_err(|error| {
+        Fault::usage(format!("`{serial}` is no serial number")).cause(error.to_string())
+    })?;
+    let spiffe_id = match id {
+        Some(id) => id,
+        None => issued_to(asking, &serial).await?.ok_or_else(|| {
+            Fault::failed(format!("the log knows of no SVID with the serial number {serial}"))
+                .hint("name its SPIFFE ID too: `doorward identity revoke ID --serial HEX`")
+        })?,
+    };
+    let said = format!(
+        "the SVID {serial} of {spiffe_id} is dead at this broker, its connections closed; the \
+         workload may be given another one"
+    );
+    done_on(asking, Ask::RevokeSvid { spiffe_id, serial }, &said, output).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{DeviceClass, EntryId};
+
+    #[test]
+    fn everything_that_fits_is_told_and_three_of_the_rest_the_nearest_first() {
+        let facts = WorkloadFacts {
+            pid: 7,
+            start_ticks: 1,
+            uid: 1000,
+            gid: 1000,
+            path: None,
+            exe_sha256: None,
+            unit: None,
+            pinned: true,
+        };
+        let entry = |n: u128, selectors: &[&str]| Entry {
+            id: EntryId(uuid::Uuid::from_u128(n)),
+            draft: EntryDraft {
+                spiffe_id: SpiffeId::parse(&format!("spiffe://corp.example/{n}")).unwrap(),
+                class: DeviceClass::parse("server").unwrap(),
+                device: None,
+                selectors: selectors.iter().map(|text| selector(text).unwrap()).collect(),
+                ttl_s: None,
+                default: false,
+            },
+            epoch: 1,
+            created: String::new(),
+        };
+        let entries = [
+            entry(1, &["uid:1", "gid:1", "path:/a"]),
+            entry(2, &["uid:1000", "unit:a.service"]),
+            entry(3, &["uid:1000"]),
+            entry(4, &["uid:1", "gid:1"]),
+            entry(5, &["gid:5"]),
+            entry(6, &["gid:1000", "uid:1000"]),
+        ];
+        let told = told(&entries, &facts);
+        let told: Vec<_> =
+            told.iter().map(|(entry, missing)| (entry.id.0.as_u128(), missing.join(" "))).collect();
+        let want = [(3, ""), (6, ""), (2, "unit:a.service"), (5, "gid:5"), (4, "uid:1 gid:1")];
+        assert_eq!(told, want.map(|(n, missing)| (n, missing.to_owned())));
+    }
+}
