@@ -28,7 +28,7 @@ use nix::sys::stat::{Mode, fstatat};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::cgroup::unit_of;
+use super::cgroup::{Container, container_of, unit_of};
 use super::exe::ExeDigests;
 use crate::model::WorkloadFacts;
 
@@ -201,6 +201,9 @@ impl PeerProcess {
     pub fn attest(self, digests: &ExeDigests) -> Result<Attested, AttestError> {
         let before = self.standing()?;
         let exe = self.exe().filter(|exe| before.exe.is_some() && identity(exe) == before.exe);
+        let (unit, container) = self.cgroups()?;
+        let (container_id, pod_uid) =
+            container.map_or((None, None), |container| (Some(container.id), container.pod_uid));
         let facts = WorkloadFacts {
             pid: self.pid,
             start_ticks: before.start_ticks,
@@ -208,7 +211,9 @@ impl PeerProcess {
             gid: before.gid,
             path: exe.as_ref().and_then(|exe| self.path_of(exe)),
             exe_sha256: exe.as_ref().and_then(|exe| digests.of(exe, self.uid)),
-            unit: self.unit()?,
+            unit,
+            pod_uid,
+            container_id,
             pinned: self.pidfd.is_some(),
         };
         if self.standing()? != before {
@@ -271,13 +276,13 @@ impl PeerProcess {
         (same && path.is_absolute() && text.len() <= PATH_MAX).then(|| text.to_owned())
     }
 
-    fn unit(&self) -> Result<Option<String>, AttestError> {
+    fn cgroups(&self) -> Result<(Option<String>, Option<Container>), AttestError> {
         if !sees_host_cgroups() {
-            return Ok(None);
+            return Ok((None, None));
         }
         let text = self.text("cgroup")?;
         let whole = u64::try_from(text.len()).is_ok_and(|len| len < PROC_MAX);
-        Ok(if whole { unit_of(&text) } else { None })
+        Ok(if whole { (unit_of(&text), container_of(&text)) } else { (None, None) })
     }
 }
 

@@ -133,6 +133,8 @@ mod tests {
             path: Some("/usr/bin/api".into()),
             exe_sha256: None,
             unit: Some("api.service".into()),
+            pod_uid: None,
+            container_id: None,
             pinned: true,
         }
     }

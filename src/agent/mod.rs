@@ -28,7 +28,7 @@ mod workload_api;
 mod workloads;
 
 pub use attest::{AttestError, Attested, PeerProcess, attest, kernel_pins};
-pub use cgroup::unit_of;
+pub use cgroup::{Container, container_of, unit_of};
 pub use duties::{Duties, Nearest, Unmatched};
 pub use exe::ExeDigests;
 pub use facts::time_synced;

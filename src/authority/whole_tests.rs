@@ -54,6 +54,8 @@ fn facts() -> WorkloadFacts {
         path: Some("/usr/bin/api".into()),
         exe_sha256: None,
         unit: None,
+        pod_uid: None,
+        container_id: None,
         pinned: true,
     }
 }

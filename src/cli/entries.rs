@@ -29,8 +29,10 @@ fn spiffe_id(text: &str, domain: &TrustDomain) -> Result<SpiffeId, Fault> {
 
 fn selector(text: &str) -> Result<Selector, Fault> {
     let fault = || {
-        Fault::usage(format!("`{text}` is no selector"))
-            .hint("`uid:N`, `gid:N`, `path:/…`, `exe_sha256:…` or `unit:x.service`")
+        Fault::usage(format!("`{text}` is no selector")).hint(
+            "`uid:N`, `gid:N`, `path:/…`, `exe_sha256:…`, `unit:x.service`, `k8s_pod_uid:…` or \
+                 `container_id:…`",
+        )
     };
     let (kind, value) = text.split_once(':').ok_or_else(fault)?;
     match kind {
@@ -39,6 +41,8 @@ fn selector(text: &str) -> Result<Selector, Fault> {
         "path" => Ok(Selector::Path(value.to_owned())),
         "exe_sha256" => Digest::parse(value).map(Selector::ExeSha256).map_err(|_| fault()),
         "unit" => Ok(Selector::Unit(value.to_owned())),
+        "k8s_pod_uid" => Ok(Selector::K8sPodUid(value.to_owned())),
+        "container_id" => Digest::parse(value).map(Selector::ContainerId).map_err(|_| fault()),
         _ => Err(fault()),
     }
 }
@@ -129,6 +133,10 @@ fn explain_entry(entries: &[Entry], facts: &WorkloadFacts, output: &Output) {
     );
     if let Some(digest) = &facts.exe_sha256 {
         text.push_str(&format!("  exe_sha256:{digest}\n"));
+    }
+    if let Some(id) = &facts.container_id {
+        let pod = facts.pod_uid.as_ref().map(|uid| format!(" k8s_pod_uid:{uid}"));
+        text.push_str(&format!("  container_id:{id}{}\n", pod.unwrap_or_default()));
     }
     for (entry, missing) in &told {
         let (id, draft) = (entry.id, &entry.draft);
@@ -232,6 +240,8 @@ mod tests {
             path: None,
             exe_sha256: None,
             unit: None,
+            pod_uid: None,
+            container_id: None,
             pinned: true,
         };
         let entry = |n: u128, selectors: &[&str]| Entry {

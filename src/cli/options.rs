@@ -220,7 +220,8 @@ pub enum EntryAction {
         /// Only this device of the class
         #[arg(long, value_name = "ID")]
         device: Option<String>,
-        /// `uid:N`, `gid:N`, `path:/…`, `exe_sha256:…`, `unit:x.service`; all must hold
+        /// `uid:N`, `gid:N`, `path:/…`, `exe_sha256:…`, `unit:x.service`, `k8s_pod_uid:…`,
+        /// `container_id:…`; all must hold
         #[arg(long, value_name = "KIND:VALUE", required = true)]
         selector: Vec<String>,
         /// Life of an SVID in seconds

@@ -136,7 +136,11 @@ fn identity(line: &mut Line, ask: &Ask) {
                 line.key("exe").hex(exe);
             }
             if let Some(path) = &workload.path {
-                text(line, "path", path, WIDE);
+                let room = if workload.pod_uid.is_some() { NARROW } else { WIDE };
+                text(line, "path", path, room);
+            }
+            if let Some(uid) = &workload.pod_uid {
+                text(line, "pod", uid, NARROW);
             }
             line.key("uid").number(u64::from(workload.uid));
         }),

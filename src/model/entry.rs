@@ -31,7 +31,10 @@ pub enum EntryError {
     #[error("a workload's SPIFFE ID needs a path")]
     NoPath,
     /// An executable's hash alone says nothing about who runs it.
-    #[error("`exe_sha256` and `path` alone select nobody: add `uid`, `gid` or `unit`")]
+    #[error(
+        "`exe_sha256` and `path` alone select nobody: add `uid`, `gid`, `unit`, \
+         `k8s_pod_uid` or `container_id`"
+    )]
     HashAlone,
     /// A life of zero, or over a day.
     #[error("`ttl_s` must be 60 to 86400")]
@@ -39,6 +42,9 @@ pub enum EntryError {
     /// An absolute path is needed.
     #[error("`path` must be absolute and at most 1024 bytes")]
     Path,
+    /// Not a pod's uid.
+    #[error("`k8s_pod_uid` must be a pod's uid as Kubernetes shows it, in lower case")]
+    PodUid,
     /// Not a unit's name.
     #[error("`unit` must be a systemd unit's name, such as `api.service`")]
     Unit,
@@ -58,6 +64,10 @@ pub enum Selector {
     ExeSha256(Digest),
     /// The systemd unit that the process's cgroup names.
     Unit(String),
+    /// The uid of the Kubernetes pod that the process's cgroup names.
+    K8sPodUid(String),
+    /// The id of the container that the process's cgroup names.
+    ContainerId(Digest),
 }
 
 impl Selector {
@@ -69,6 +79,8 @@ impl Selector {
             Self::Path(path) => facts.path.as_ref() == Some(path),
             Self::ExeSha256(digest) => facts.exe_sha256.as_ref() == Some(digest),
             Self::Unit(unit) => facts.unit.as_ref() == Some(unit),
+            Self::K8sPodUid(uid) => facts.pod_uid.as_ref() == Some(uid),
+            Self::ContainerId(id) => facts.container_id.as_ref() == Some(id),
         }
     }
 }
@@ -81,6 +93,8 @@ impl fmt::Display for Selector {
             Self::Path(path) => write!(f, "path:{path}"),
             Self::ExeSha256(digest) => write!(f, "exe_sha256:{digest}"),
             Self::Unit(unit) => write!(f, "unit:{unit}"),
+            Self::K8sPodUid(uid) => write!(f, "k8s_pod_uid:{uid}"),
+            Self::ContainerId(id) => write!(f, "container_id:{id}"),
         }
     }
 }
@@ -103,6 +117,12 @@ pub struct WorkloadFacts {
     pub exe_sha256: Option<Digest>,
     /// systemd unit out of the process's cgroup.
     pub unit: Option<String>,
+    /// uid of the Kubernetes pod out of the process's cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// Id of the container out of the process's cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<Digest>,
     /// Whether the process was pinned by a pidfd of the socket itself (Linux ≥ 6.5); otherwise the
     /// weaker path (pidfd_open and start time, read twice) was used.
     pub pinned: bool,
@@ -156,8 +176,11 @@ impl EntryDraft {
             n if n > SELECTORS_MAX => return Err(EntryError::TooManySelectors),
             _ => {}
         }
-        let names_somebody =
-            |s: &Selector| matches!(s, Selector::Uid(_) | Selector::Gid(_) | Selector::Unit(_));
+        let names_somebody = |s: &Selector| match s {
+            Selector::Uid(_) | Selector::Gid(_) | Selector::Unit(_) => true,
+            Selector::K8sPodUid(_) | Selector::ContainerId(_) => true,
+            Selector::Path(_) | Selector::ExeSha256(_) => false,
+        };
         if !self.selectors.iter().any(names_somebody) {
             return Err(EntryError::HashAlone);
         }
@@ -170,6 +193,7 @@ impl EntryDraft {
                     return Err(EntryError::Path);
                 }
                 Selector::Unit(unit) if !is_unit(unit) => return Err(EntryError::Unit),
+                Selector::K8sPodUid(uid) if !is_pod_uid(uid) => return Err(EntryError::PodUid),
                 _ => {}
             }
         }
@@ -179,6 +203,16 @@ impl EntryDraft {
             false => Ok(()),
         }
     }
+}
+
+/// Whether a text is a pod's uid: a UUID in lower case, or the 32 digits that the kubelet gives pods
+/// out of its own directory.
+pub fn is_pod_uid(text: &str) -> bool {
+    let digit = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
+    let groups: Vec<&str> = text.split('-').collect();
+    let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
+    matches!(lengths.as_slice(), [8, 4, 4, 4, 12] | [32])
+        && groups.iter().all(|group| group.bytes().all(digit))
 }
 
 fn is_unit(text: &str) -> bool {
@@ -209,5 +243,60 @@ impl Entry {
     /// The selectors that these facts do not show; empty means the entry matches.
     pub fn missing<'a>(&'a self, facts: &WorkloadFacts) -> Vec<&'a Selector> {
         self.draft.selectors.iter().filter(|selector| !selector.matches(facts)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UID: &str = "0a1b2c3d-1111-2222-3333-444455556666";
+
+    fn facts(more: &str) -> WorkloadFacts {
+        let json = format!(
+            r#"{{"pid":7,"start_ticks":1,"uid":5,"gid":6,"path":null,"exe_sha256":null,"unit":null,
+                 "pinned":true{more}}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    fn draft(selectors: Vec<Selector>) -> EntryDraft {
+        EntryDraft {
+            spiffe_id: SpiffeId::parse("spiffe://corp.example/a").unwrap(),
+            class: DeviceClass::parse("server").unwrap(),
+            device: None,
+            selectors,
+            ttl_s: None,
+            default: false,
+        }
+    }
+
+    #[test]
+    fn unknown_facts_match_no_selector() {
+        let id = Digest([0xab; 32]);
+        let (pod, container) = (Selector::K8sPodUid(UID.into()), Selector::ContainerId(id));
+        let unknown = facts("");
+        assert!(!pod.matches(&unknown) && !container.matches(&unknown));
+        let text = serde_json::to_string(&unknown).unwrap();
+        assert!(!text.contains("pod_uid"), "an older broker reads it: {text}");
+        let known = facts(&format!(r#","pod_uid":"{UID}","container_id":"{id}""#));
+        assert!(pod.matches(&known) && container.matches(&known));
+        assert!(!Selector::K8sPodUid(UID.replace('0', "1")).matches(&known));
+        let text = serde_json::to_string(&[pod, container]).unwrap();
+        assert_eq!(text, format!(r#"[{{"k8s_pod_uid":"{UID}"}},{{"container_id":"{id}"}}]"#));
+    }
+
+    #[test]
+    fn a_pod_or_a_container_alone_is_somebody_if_it_has_the_right_form() {
+        assert_eq!(draft(vec![Selector::K8sPodUid(UID.into())]).check(), Ok(()));
+        assert_eq!(draft(vec![Selector::ContainerId(Digest([1; 32]))]).check(), Ok(()));
+        let plain = "0123456789abcdef".repeat(2);
+        assert_eq!(draft(vec![Selector::K8sPodUid(plain)]).check(), Ok(()));
+        for bad in ["", "x", &UID[1..], &UID.to_uppercase(), &UID.replace('-', "_")] {
+            let refused = draft(vec![Selector::K8sPodUid(bad.to_owned())]).check();
+            assert_eq!(refused, Err(EntryError::PodUid), "{bad:?}");
+        }
+        let path = draft(vec![Selector::Path("/bin/a".into())]).check();
+        assert_eq!(path, Err(EntryError::HashAlone));
     }
 }

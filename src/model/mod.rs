@@ -36,7 +36,9 @@ pub use client_ref::{ClientRef, ClientRefError};
 pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis};
 pub use device::{DeviceClass, DeviceId, Digest, DigestError};
 pub use diagnostic::{Diagnostic, did_you_mean};
-pub use entry::{Entry, EntryDraft, EntryError, RetractedSvid, Selector, WorkloadFacts};
+pub use entry::{
+    Entry, EntryDraft, EntryError, RetractedSvid, Selector, WorkloadFacts, is_pod_uid,
+};
 pub use ids::{EntryId, IdError, RequestId, Serial, SerialError};
 pub use join_secret::join_secret_digest;
 pub use name::{NameError, Namespace, SecretName, SecretPrefix, check_segment};
