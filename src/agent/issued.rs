@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::duties::Unmatched;
 use super::shared::Shared;
 use super::uplink::certificates;
-use crate::model::{Answer, Ask, Entry, Refusal, SecretValue, Serial, WorkloadFacts};
+use crate::model::{Answer, Ask, Entry, Reason, Refusal, SecretValue, Serial, WorkloadFacts};
 use crate::wire::ClientError;
 
 /// Why a workload gets no answer.
@@ -90,4 +90,10 @@ fn serial_of(leaf: &[u8]) -> Option<Serial> {
     let (_, leaf) = X509Certificate::from_der(leaf).ok()?;
     let raw = leaf.raw_serial();
     Serial::parse(&hex::encode(raw.strip_prefix(&[0]).unwrap_or(raw))).ok()
+}
+
+/// Whether a refusal speaks of the identity itself, so that another one must be asked for.
+pub(super) fn is_about_identity(refusal: &Refusal) -> bool {
+    use Reason::{IdentityExpired, IdentityUnknown, Revoked, SvidRevoked};
+    matches!(refusal.reason, IdentityExpired | IdentityUnknown | Revoked | SvidRevoked)
 }

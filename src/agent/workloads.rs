@@ -16,14 +16,14 @@ use tokio::sync::watch;
 use super::attest::{AttestError, Attested};
 use super::duties::{Duties, Unmatched};
 use super::given::Given;
-use super::issued::{Issued, NO_CONNECTION, NO_UPLINK, WorkloadError, issued};
+use super::issued::{Issued, NO_CONNECTION, NO_UPLINK, WorkloadError, is_about_identity, issued};
 use super::keys::WorkloadKey;
 use super::roots::{Counted, Roots};
 use super::shared::Shared;
 use super::uplink::half_way;
 use crate::model::{
-    Ask, Clock, Digest, Entry, EntryId, Reason, Refusal, Released, RequestId, SecretValue,
-    SpiffeId, TrustDomain, WorkloadFacts,
+    Ask, Clock, Digest, Entry, EntryId, Released, RequestId, SecretValue, SpiffeId,
+    TrustDomain, WorkloadFacts,
 };
 use crate::wire::{Client, ClientError, Credentials};
 
@@ -397,11 +397,6 @@ fn make_room(slots: &mut HashMap<SlotKey, Arc<Slot>>, uid: u32) {
     if let Some(oldest) = oldest {
         slots.remove(&oldest);
     }
-}
-
-fn is_about_identity(refusal: &Refusal) -> bool {
-    use Reason::{IdentityExpired, IdentityUnknown, Revoked, SvidRevoked};
-    matches!(refusal.reason, IdentityExpired | IdentityUnknown | Revoked | SvidRevoked)
 }
 
 #[cfg(test)]

@@ -180,7 +180,7 @@ pub enum Command {
     Ca {
         /// What to do
         #[command(subcommand)]
-        action: CaAction,
+        action: super::ca::CaAction,
     },
     /// Policies
     Policy {

@@ -6,10 +6,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use clap::Subcommand;
 use serde_json::json;
 
 use super::access::{Access, Asking};
-use super::args::CaAction;
 use super::fault::Fault;
 use super::output::{Output, printable, table};
 use super::secrets::unexpected;
@@ -21,6 +21,46 @@ use crate::model::{
 const LOOK: Duration = Duration::from_millis(500);
 /// Digits of an authority's id in a table.
 const DIGITS: usize = 16;
+
+/// `doorward ca …`
+#[derive(Debug, Subcommand)]
+pub enum CaAction {
+    /// List the authorities, and who lives by which
+    Show,
+    /// Make the next authority and publish it; it signs nothing yet
+    Prepare,
+    /// Let the prepared authority sign, once every living agent has it in force
+    Activate {
+        /// Also if it was published so many seconds ago, whoever has not been heard of
+        #[arg(long, value_name = "SECONDS")]
+        after: Option<u32>,
+        /// Wait for nobody
+        #[arg(long)]
+        force: bool,
+    },
+    /// Have everybody who lives by an old authority renew now
+    Taint {
+        /// The authority, or the beginning of its id
+        id: String,
+    },
+    /// End trust in an authority that does not sign; its certificates are refused from then on
+    Revoke {
+        /// The authority, or the beginning of its id
+        id: String,
+        /// Also while agents or workloads live by it
+        #[arg(long)]
+        force: bool,
+    },
+    /// Prepare, wait for every living agent, activate
+    Rotate {
+        /// The compromise drill: taint the former one too, wait until nobody lives by it, revoke it
+        #[arg(long)]
+        drill: bool,
+        /// How long to wait at each point before giving up
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        wait: u64,
+    },
+}
 
 pub async fn ca(action: CaAction, access: &Access, output: &Output) -> Result<(), Fault> {
     if let CaAction::Rotate { drill, wait } = action {

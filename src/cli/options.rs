@@ -263,46 +263,6 @@ pub enum IdentityAction {
     },
 }
 
-/// `doorward ca …`
-#[derive(Debug, Subcommand)]
-pub enum CaAction {
-    /// List the authorities, and who lives by which
-    Show,
-    /// Make the next authority and publish it; it signs nothing yet
-    Prepare,
-    /// Let the prepared authority sign, once every living agent has it in force
-    Activate {
-        /// Also if it was published so many seconds ago, whoever has not been heard of
-        #[arg(long, value_name = "SECONDS")]
-        after: Option<u32>,
-        /// Wait for nobody
-        #[arg(long)]
-        force: bool,
-    },
-    /// Have everybody who lives by an old authority renew now
-    Taint {
-        /// The authority, or the beginning of its id
-        id: String,
-    },
-    /// End trust in an authority that does not sign; its certificates are refused from then on
-    Revoke {
-        /// The authority, or the beginning of its id
-        id: String,
-        /// Also while agents or workloads live by it
-        #[arg(long)]
-        force: bool,
-    },
-    /// Prepare, wait for every living agent, activate
-    Rotate {
-        /// The compromise drill: taint the former one too, wait until nobody lives by it, revoke it
-        #[arg(long)]
-        drill: bool,
-        /// How long to wait at each point before giving up
-        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-        wait: u64,
-    },
-}
-
 /// `doorward policy …`
 #[derive(Debug, Subcommand)]
 pub enum PolicyAction {

@@ -239,8 +239,7 @@ pub struct OperatorToken {
     pub until: String,
 }
 
-/// An answer's head. Values, tokens, files and anything else that must be wiped travel as the raw
-/// body beside it, never in here.
+/// An answer's head. What must be wiped travels as the raw body beside it, never in here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {

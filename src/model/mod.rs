@@ -14,6 +14,7 @@ mod diagnostic;
 mod entry;
 mod ids;
 mod join_secret;
+mod kind;
 pub mod limits;
 mod name;
 mod object;
@@ -28,7 +29,7 @@ pub use answer::{
     Answer, Code, DeviceSummary, OperatorToken, PendingAgent, Reason, Refusal, SecretItem,
     VersionItem, VersionState,
 };
-pub use ask::{Ask, Kind};
+pub use ask::Ask;
 pub use authority::{
     AuthorityState, AuthoritySummary, BundleHeld, BundleRoot, CaStanding, CaStep, PendingDevice,
 };
@@ -41,6 +42,7 @@ pub use entry::{
 };
 pub use ids::{EntryId, IdError, RequestId, Serial, SerialError};
 pub use join_secret::join_secret_digest;
+pub use kind::Kind;
 pub use name::{NameError, Namespace, SecretName, SecretPrefix, check_segment};
 pub use object::{Action, Object, ObjectError};
 pub use outcome::{Failure, Released};
