@@ -57,6 +57,9 @@ pub enum AttestError {
     /// It became another program after it was attested.
     #[error("the process became another program or user since it connected: connect anew")]
     Changed,
+    /// Others of its user are being looked at, or the file system of its program does not answer.
+    #[error("the process could not be looked at in time: try again")]
+    Late,
     /// The kernel's answer has an unexpected form.
     #[error("/proc/<pid>/{0} is not of the form that Linux writes")]
     Form(&'static str),

@@ -22,8 +22,8 @@ use super::roots::{Counted, Roots};
 use super::shared::Shared;
 use super::uplink::half_way;
 use crate::model::{
-    Ask, Clock, Digest, Entry, EntryId, Released, RequestId, SecretValue, SpiffeId,
-    TrustDomain, WorkloadFacts,
+    Ask, Clock, Digest, Entry, EntryId, Released, RequestId, SecretValue, SpiffeId, TrustDomain,
+    WorkloadFacts,
 };
 use crate::wire::{Client, ClientError, Credentials};
 
@@ -83,8 +83,7 @@ impl Slot {
 struct Live {
     key: WorkloadKey,
     chain: Vec<CertificateDer<'static>>,
-    /// In the ledger for as long as it is held.
-    _counted: Counted,
+    _counted: Counted, // in the ledger for as long as it is held
     until: OffsetDateTime,
     renew_at: OffsetDateTime,
     client: Option<Client>,

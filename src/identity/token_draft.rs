@@ -12,6 +12,9 @@ use aws_lc_rs::signature::{
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 /// Base64url without padding.
 pub fn base64url(octets: impl AsRef<[u8]>) -> String {
@@ -54,12 +57,12 @@ impl TokenKey {
                 };
                 json!({ "kty": "EC", "crv": crv, "x": base64url(x), "y": base64url(y) })
             }
-            Pair::Rsa(pair) => {
-                let key = pair.public_key();
-                let octets = |of: Vec<u8>| base64url(of);
-                let n = key.modulus().big_endian_without_leading_zero().to_vec();
-                let e = key.exponent().big_endian_without_leading_zero().to_vec();
-                json!({ "kty": "RSA", "n": octets(n), "e": octets(e) })
+            Pair::Rsa(_) => {
+                let spki = self.spki();
+                let (_, read) = SubjectPublicKeyInfo::from_der(&spki).unwrap();
+                let Ok(PublicKey::RSA(key)) = read.parsed() else { panic!("no rsa key") };
+                let octets = |of: &[u8]| base64url(of.strip_prefix(&[0]).unwrap_or(of));
+                json!({ "kty": "RSA", "n": octets(key.modulus), "e": octets(key.exponent) })
             }
         };
         jwk["kid"] = json!(self.kid);

@@ -409,3 +409,50 @@ fn the_stream_of_a_process_that_becomes_another_ends() {
     assert!(after.len() > 9 && after[3] == 1 && after[4] & 1 == 1, "{after:?}");
     assert!(!holds(after, "spiffe://"), "{after:?}");
 }
+
+/// A program that lets nothing in, and becomes another once an answer has begun.
+const LATE: &str = r#"
+import os, socket, sys
+wire = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+wire.settimeout(20)
+wire.connect(sys.argv[1])
+wire.sendall(bytes.fromhex(sys.argv[2]))
+def take(size):
+    got = b""
+    while len(got) < size:
+        more = wire.recv(size - len(got))
+        if not more:
+            sys.exit(3)
+        got += more
+    return got
+kind, flags = 0, 0
+while kind != 1:
+    head = take(9)
+    kind, flags = head[3], head[4]
+    take(int.from_bytes(head[:3], "big"))
+if flags & 1:
+    sys.exit(3) # refused at once: the entry is not known yet
+wire.setblocking(True)
+os.dup2(wire.fileno(), 9, inheritable=True)
+os.execv("/bin/sh", ["sh", "-c", "timeout 20 cat <&9 && echo closed"])
+"#;
+
+#[test]
+fn a_message_that_waits_is_not_for_what_the_process_has_become() {
+    let Some(python) = outside("python3", "python3") else { return };
+    let python = std::fs::canonicalize(python).unwrap();
+    let stage = stage();
+    register(&stage, "py", &python);
+    let script = stage.dir().join("late.py");
+    std::fs::write(&script, LATE).unwrap();
+    let closed = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]); // SETTINGS_INITIAL_WINDOW_SIZE 0
+    let ask = [preface(), closed, super::http2::ask(1, Some("localhost"))].concat();
+    let run = || {
+        let mut command = Command::new(&python);
+        command.arg("-I").arg(&script).arg(stage.workload_socket()).arg(hex::encode(&ask));
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let out = until(MOST, run, |out| out.status.code() != Some(3));
+    assert!(out.stdout.ends_with(b"closed\n"), "{out:?}");
+    assert!(!holds(&out.stdout, "spiffe://"), "{out:?}");
+}

@@ -119,7 +119,8 @@ impl From<Refusal> for Problem {
 
 impl From<AttestError> for Problem {
     fn from(why: AttestError) -> Self {
-        Self::own(Code::Denied, "not_attested", "the process can't be told for certain")
+        let code = if matches!(why, AttestError::Late) { Code::Unavailable } else { Code::Denied };
+        Self::own(code, "not_attested", "the process can't be told for certain")
             .hint(why.to_string())
     }
 }

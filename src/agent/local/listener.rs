@@ -18,6 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::attest::PeerProcess;
+use super::seldom::Seldom;
 use super::stream::{LocalStream, Visitor};
 
 /// How many connections a socket takes.
@@ -29,6 +30,8 @@ pub(in crate::agent) struct Bounds {
     pub(in crate::agent) per_uid: usize,
 }
 
+/// First looks at processes of one user at once; each holds a thread, and may hash a whole program.
+const LOOKS_PER_UID: usize = 2;
 /// Pause when the kernel gives no descriptor: they come back as connections end.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -76,27 +79,51 @@ impl Drop for OwnPath {
 pub(in crate::agent) struct LocalListener {
     listener: UnixListener,
     free: Arc<Semaphore>,
-    by_uid: Arc<Mutex<HashMap<u32, usize>>>,
+    by_uid: Arc<Mutex<HashMap<u32, Share>>>,
     per_uid: usize,
+    turned_away: Seldom,
+    over_the_share: Seldom,
     _path: OwnPath,
+}
+
+/// What one user has of a socket.
+#[derive(Debug)]
+struct Share {
+    connections: usize,
+    looks: Arc<Semaphore>,
 }
 
 /// One connection's share of the bounds, given back on drop.
 pub(in crate::agent) struct Place {
     _permit: OwnedSemaphorePermit,
     uid: u32,
-    by_uid: Arc<Mutex<HashMap<u32, usize>>>,
+    looks: Arc<Semaphore>,
+    by_uid: Arc<Mutex<HashMap<u32, Share>>>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut by_uid = self.by_uid.lock().unwrap_or_else(|broken| broken.into_inner());
-        if let Some(count) = by_uid.get_mut(&self.uid) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
+        if let Some(share) = by_uid.get_mut(&self.uid) {
+            share.connections = share.connections.saturating_sub(1);
+            if share.connections == 0 {
                 by_uid.remove(&self.uid);
             }
         }
+    }
+}
+
+impl Place {
+    /// A turn to look at a process of this user, in the order of asking.
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.looks.clone().acquire_owned().await.ok()
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_a_test() -> Self {
+        let one = || Arc::new(Semaphore::new(1));
+        let permit = one().try_acquire_owned().unwrap();
+        Self { _permit: permit, uid: 0, looks: one(), by_uid: Arc::default() }
     }
 }
 
@@ -126,18 +153,22 @@ impl LocalListener {
             .map_err(|errno| io("ask for senders at")(errno.into()))?;
         let listener = UnixListener::from_std(listener).map_err(io("listen at"))?;
         let (free, by_uid) = (Arc::new(Semaphore::new(bounds.all)), Arc::default());
-        Ok(Self { listener, free, by_uid, per_uid: bounds.per_uid, _path: own })
+        let per_uid = bounds.per_uid;
+        let (turned_away, over_the_share) = <(Seldom, Seldom)>::default();
+        Ok(Self { listener, free, by_uid, per_uid, turned_away, over_the_share, _path: own })
     }
 
     fn place(&self, uid: u32, permit: OwnedSemaphorePermit) -> Option<Place> {
         let mut by_uid = self.by_uid.lock().unwrap_or_else(|broken| broken.into_inner());
-        let count = by_uid.entry(uid).or_default();
-        if *count >= self.per_uid {
+        let fresh = || Share { connections: 0, looks: Arc::new(Semaphore::new(LOOKS_PER_UID)) };
+        let share = by_uid.entry(uid).or_insert_with(fresh);
+        if share.connections >= self.per_uid {
             return None;
         }
-        *count += 1;
+        share.connections += 1;
+        let looks = share.looks.clone();
         drop(by_uid);
-        Some(Place { _permit: permit, uid, by_uid: self.by_uid.clone() })
+        Some(Place { _permit: permit, uid, looks, by_uid: self.by_uid.clone() })
     }
 
     fn admit(
@@ -149,16 +180,21 @@ impl LocalListener {
         let process = match PeerProcess::of(&stream) {
             Ok(process) => process,
             Err(why) => {
-                tracing::info!(error = %why, "a local connection was turned away");
+                if let Some(count) = self.turned_away.due() {
+                    tracing::info!(error = %why, count, "local connections were turned away");
+                }
                 return None;
             }
         };
         let (pid, uid) = (process.pid(), process.uid());
         let Some(place) = self.place(uid, permit) else {
-            tracing::warn!(uid, "too many local connections of one user");
+            if let Some(count) = self.over_the_share.due() {
+                tracing::warn!(uid, count, "too many local connections of one user");
+            }
             return None;
         };
-        Some((LocalStream::new(stream, pid, uid, place), Visitor::new(process)))
+        let place = Arc::new(place);
+        Some((LocalStream::new(stream, pid, uid, place.clone()), Visitor::new(process, place)))
     }
 
     /// The next connection that has its share, pinned to the process that made it.

@@ -2,6 +2,7 @@
 //! process that connected. What is spoken on them is told elsewhere (`http`, `workload_api`).
 
 mod listener;
+mod seldom;
 mod stream;
 
 pub use listener::SocketError;

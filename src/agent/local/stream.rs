@@ -35,11 +35,11 @@ pub(in crate::agent) struct LocalStream {
     sender: (u32, u32),
     unanswered: usize,
     idle: Pin<Box<Sleep>>,
-    _place: Place,
+    _place: Arc<Place>,
 }
 
 impl LocalStream {
-    pub(super) fn new(stream: UnixStream, pid: u32, uid: u32, place: Place) -> Self {
+    pub(super) fn new(stream: UnixStream, pid: u32, uid: u32, place: Arc<Place>) -> Self {
         let idle = Box::pin(tokio::time::sleep(IDLE_MAX));
         Self { stream, sender: (pid, uid), unanswered: 0, idle, _place: place }
     }
@@ -161,17 +161,31 @@ enum State {
 pub(in crate::agent) struct Visitor {
     uid: u32,
     state: Arc<Mutex<State>>,
+    /// The connection's share, which is not free again while a look goes on.
+    place: Arc<Place>,
 }
 
 impl Visitor {
-    pub(super) fn new(process: PeerProcess) -> Self {
+    pub(super) fn new(process: PeerProcess, place: Arc<Place>) -> Self {
         let uid = process.uid();
-        Self { uid, state: Arc::new(Mutex::new(State::Pinned(process))) }
+        Self { uid, state: Arc::new(Mutex::new(State::Pinned(process))), place }
     }
 
     /// Its user when it connected.
     pub(in crate::agent) fn uid(&self) -> u32 {
         self.uid
+    }
+
+    /// Whether whoever was attested has ended or is another by now. Blocks for some microseconds.
+    pub(in crate::agent) fn is_over(&self) -> bool {
+        let Ok(state) = self.state.try_lock() else { return false }; // it is being looked at
+        match &*state {
+            State::Pinned(_) => false,
+            State::Known(who) => {
+                matches!(who.still_same(), Err(AttestError::Gone | AttestError::Changed))
+            }
+            State::Refused => true,
+        }
     }
 
     /// Attests the process: in full the first time, and on each later request that it is still the
@@ -181,9 +195,14 @@ impl Visitor {
         &self,
         digests: &Arc<ExeDigests>,
     ) -> Result<Arc<Attested>, AttestError> {
-        let (state, digests) = (self.state.clone(), digests.clone());
+        let (state, place, digests) = (self.state.clone(), self.place.clone(), digests.clone());
         let looking = async {
             let mut state = state.lock_owned().await;
+            // Only the first look is long: it may hash a program. Those who wait hold no thread.
+            let turn = match &*state {
+                State::Pinned(_) => Some(place.turn().await),
+                State::Known(_) | State::Refused => None,
+            };
             tokio::task::spawn_blocking(move || {
                 let who = match std::mem::replace(&mut *state, State::Refused) {
                     State::Pinned(process) => process.attest(&digests).map(Arc::new),
@@ -191,13 +210,14 @@ impl Visitor {
                     State::Refused => Err(AttestError::Changed),
                 }?;
                 *state = State::Known(who.clone());
+                drop((turn, place));
                 Ok(who)
             })
             .await
         };
         match tokio::time::timeout(ATTEST_MAX, looking).await {
             Ok(Ok(looked)) => looked,
-            Ok(Err(_)) | Err(_) => Err(AttestError::Gone),
+            Ok(Err(_)) | Err(_) => Err(AttestError::Late),
         }
     }
 }
@@ -217,11 +237,27 @@ mod tests {
     #[tokio::test]
     async fn a_look_that_nobody_waits_for_refuses_nobody() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let visitor = Visitor::new(PeerProcess::of(&ours).unwrap());
+        let process = PeerProcess::of(&ours).unwrap();
+        let visitor = Visitor::new(process, Arc::new(Place::of_a_test()));
         let digests = Arc::new(ExeDigests::default());
         for _ in 0..8 {
             assert!(visitor.attested(&digests).now_or_never().is_none(), "it was waited for");
         }
         visitor.attested(&digests).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_look_holds_no_thread_and_is_looked_at_later() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let place = Arc::new(Place::of_a_test());
+        let visitor = Visitor::new(PeerProcess::of(&ours).unwrap(), place.clone());
+        let digests = Arc::new(ExeDigests::default());
+        let others = place.turn().await;
+        assert!(visitor.attested(&digests).now_or_never().is_none());
+        assert!(matches!(*visitor.state.lock().await, State::Pinned(_)), "nobody has begun");
+        drop(others);
+        visitor.attested(&digests).await.unwrap();
+        let _others = place.turn().await;
+        visitor.attested(&digests).await.expect("who is known needs no turn");
     }
 }

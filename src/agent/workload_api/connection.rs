@@ -1,9 +1,13 @@
 //! One connection to the Workload API: the local stream with `:authority` mended, and with a
 //! deadline on whatever was begun, so that nobody holds a place by sending an octet a minute.
+//!
+//! The process is looked at here too, whatever its streams do: a message may wait for a client that
+//! lets nothing in, and must not be taken by what the process has become since.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
@@ -15,6 +19,8 @@ use crate::model::limits::HEAD_TIMEOUT;
 
 /// Octets that are read at once.
 const CHUNK: usize = 4 * 1024;
+/// Between two looks at the process. Its streams look more often, and end in words.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// The stream of one connection, with who is at its other end.
 pub(super) struct Connection {
@@ -27,13 +33,15 @@ pub(super) struct Connection {
     /// When the preface, or the frame that has begun, must have ended.
     until: Pin<Box<Sleep>>,
     ended: u64,
+    look: Pin<Box<Sleep>>,
 }
 
 impl Connection {
     pub(super) fn new(stream: LocalStream, visitor: Visitor) -> Self {
         let until = Box::pin(tokio::time::sleep(HEAD_TIMEOUT));
+        let look = Box::pin(tokio::time::sleep(LOOK));
         let (mender, mended) = (Mender::new(), Vec::new());
-        Self { stream, visitor, mender, mended, taken: 0, until, ended: 0 }
+        Self { stream, visitor, mender, mended, taken: 0, until, ended: 0, look }
     }
 
     /// Gives mended octets out; whether there were any.
@@ -76,6 +84,12 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        while this.look.as_mut().poll(cx).is_ready() {
+            if this.visitor.is_over() {
+                return Poll::Ready(Err(io::ErrorKind::PermissionDenied.into()));
+            }
+            this.look.as_mut().reset(Instant::now() + LOOK);
+        }
         loop {
             if buf.remaining() == 0 || this.give(buf) {
                 return Poll::Ready(Ok(()));

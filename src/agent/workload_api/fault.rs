@@ -18,7 +18,7 @@ pub(super) fn nobody() -> Status {
 /// The process can't be told for certain, or is another one by now.
 pub(super) fn unknown(why: &AttestError) -> Status {
     match why {
-        AttestError::Read { .. } | AttestError::Form(_) => {
+        AttestError::Read { .. } | AttestError::Form(_) | AttestError::Late => {
             Status::unavailable(format!("the process can't be looked at: {why}"))
         }
         why => Status::permission_denied(format!("no identity issued: {why}")),
@@ -70,6 +70,7 @@ mod tests {
         }
         assert_eq!(unknown(&AttestError::Changed).code(), Grpc::PermissionDenied);
         assert_eq!(unknown(&AttestError::Form("stat")).code(), Grpc::Unavailable);
+        assert_eq!(unknown(&AttestError::Late).code(), Grpc::Unavailable, "it withdraws nothing");
         assert!(nobody().message().contains("no identity issued"));
     }
 }

@@ -1,4 +1,4 @@
-//! Serving: the header, the method, the rate, the request, the process, its entries. In that order.
+//! Serving: the rate, the header, the method, the request, the process, its entries. In that order.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -118,13 +118,13 @@ impl Api {
 
     async fn answer(&self, request: http::Request<Body>) -> Result<Messages, Status> {
         let (parts, body) = request.into_parts();
-        check_header(&parts.headers)?;
-        let method = method_of(parts.uri.path())?;
         let visitor = parts.extensions.get::<Visitor>().cloned();
         let visitor = visitor.ok_or_else(|| Status::internal("the connection has no process"))?;
         if !self.rates.admits(visitor.uid(), self.ground.clock.now().boot()) {
             return Err(Status::unavailable("too many calls of this user: try again later"));
         }
+        check_header(&parts.headers)?;
+        let method = method_of(parts.uri.path())?;
         let body = tokio::time::timeout(HEAD_TIMEOUT, whole(body));
         let body =
             body.await.map_err(|_| Status::invalid_argument("the request did not arrive"))?;
