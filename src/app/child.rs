@@ -1,10 +1,11 @@
 //! Processes of this very binary, and what they print.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::Value;
 
 /// What a command of ours printed and how it ended.
@@ -98,4 +99,19 @@ pub fn end(mut child: Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
+}
+
+/// A pipe that takes nothing more until somebody reads: whoever writes to it waits.
+pub fn full_pipe() -> io::Result<(io::PipeReader, io::PipeWriter)> {
+    let (reader, mut writer) = io::pipe()?;
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    loop {
+        match writer.write(&[0; 4096]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok((reader, writer))
 }

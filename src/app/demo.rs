@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::child::Ran;
+use super::child::{Ran, full_pipe};
 use super::stage::{DOMAIN, Stage};
 
 /// The longest that a change of posture may take to be seen.
@@ -202,18 +202,20 @@ impl Demo {
 
     fn posture_drops(&self, cast: &Cast) -> Result<(), String> {
         self.say("\n4. The machine changes under a workload that was allowed");
-        #[rustfmt::skip]
-        let args = ["run", "--env", "PASSWORD=secret/shop/db/password", "--", "sleep", "60"];
-        let mut running = cast.stage.start_workload(&cast.payments, &args)?;
+        // Nobody reads what it writes, so it stays; its connection ends when it does, and no sooner.
+        let (_reader, writer) = full_pipe().map_err(|error| format!("no pipe: {error}"))?;
+        let args = ["get", "shop/db/password"];
+        let mut running = cast.stage.start_workload(&cast.payments, &args, writer)?;
         // Commands have ended and taken their connections with them; that of a process lives as long.
         let connections = |wanted: f64| {
             let settled = || cast.stage.metric("doorward_connections").filter(|n| *n == wanted);
             until_some(SEEN, settled).is_some()
         };
-        let stays = until_some(SEEN, || is_program(&running, "sleep").then_some(())).is_some();
-        let alive = stays && connections(2.0);
+        let alive = connections(2.0);
+        let stays = is_running(&mut running);
+        let alive = alive && stays;
         self.step(
-            "`doorward run --env PASSWORD=secret/… -- CMD`: a program that stays, its connection too",
+            "a program that reads the password and stays, and its connection with it",
             "the program runs; the agent's connection and the workload's",
             &self.living(cast, stays),
             alive,
@@ -230,7 +232,7 @@ impl Demo {
             &format!("after {} ms: {}", took.as_millis(), told(&ran)),
             ran.code == 3 && word(&ran.fault(), "/cause").starts_with("D201"),
         );
-        let cut = connections(1.0) && is_program(&running, "sleep");
+        let cut = connections(1.0) && is_running(&mut running);
         let closed = || {
             let closed = cast.stage.metric("doorward_connections_closed_total");
             closed.map(|n| n - closed_before).filter(|n| *n > 0.0)
@@ -374,11 +376,8 @@ fn until_some<T>(most: Duration, mut look: impl FnMut() -> Option<T>) -> Option<
     }
 }
 
-/// Whether a process has become this program, and has not ended.
-fn is_program(process: &Child, name: &str) -> bool {
-    // Of one that has ended it is empty.
-    let line = std::fs::read(format!("/proc/{}/cmdline", process.id()));
-    line.is_ok_and(|line| line.split(|byte| *byte == 0).next() == Some(name.as_bytes()))
+fn is_running(process: &mut Child) -> bool {
+    matches!(process.try_wait(), Ok(None))
 }
 
 /// The lowest entry bundle of a log.

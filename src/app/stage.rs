@@ -297,17 +297,22 @@ impl Stage {
         finish(command, None)
     }
 
-    /// Starts a workload's own process and lets it go on.
+    /// Starts a workload's own process, with this as its standard output, and lets it go on.
     ///
     /// # Errors
     /// When it can't be started.
-    pub fn start_workload(&self, program: &Path, args: &[&str]) -> Result<Child, String> {
+    pub fn start_workload(
+        &self,
+        program: &Path,
+        args: &[&str],
+        stdout: impl Into<Stdio>,
+    ) -> Result<Child, String> {
         Command::new(program)
             .args(["--json", "--socket", &text(&self.socket())])
             .args(args)
             .env_remove("DOORWARD_IDENTITY")
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(Stdio::null())
             .spawn()
             .map_err(said("can't start a process"))
