@@ -163,16 +163,22 @@ async fn within<F: Future>(limit: Duration, mut future: Pin<&mut F>) -> Result<F
 
 /// The head of a reply; or, of one that is over a limit, that of the refusal in its place.
 fn head_of(reply: &Reply, body: usize) -> Result<Vec<u8>, Vec<u8>> {
-    let (request, fault) = match (wire::reply_head(reply, body), reply) {
-        (Ok(head), _) => return Ok(head),
-        (Err(fault), Reply::Answer { request, .. }) => (*request, fault),
-        (Err(_), _) => return Err(Vec::new()), // our own words are never too long
+    let fault = match wire::reply_head(reply, body) {
+        Ok(head) => return Ok(head),
+        Err(fault) => fault,
     };
-    tracing::error!(%request, %fault, "an answer was too large and was refused instead");
-    let hint = Some("the answer is too large to be sent; ask for less at once".to_owned());
-    let (code, reason) = (Code::TooLarge, Reason::TooLarge);
-    let refusal = Reply::Refusal(Refusal { request, code, reason, hint });
-    Err(wire::reply_head(&refusal, 0).unwrap_or_default())
+    let refusal = match reply {
+        Reply::Answer { request, .. } => {
+            tracing::error!(%request, %fault, "an answer was too large and was refused instead");
+            let hint = Some("the answer is too large to be sent; ask for less at once".to_owned());
+            let (code, reason) = (Code::TooLarge, Reason::TooLarge);
+            Refusal { request: *request, code, reason, hint }
+        }
+        // Its words alone can be too many: faults of a whole policy.
+        Reply::Refusal(refusal) => Refusal { hint: None, ..refusal.clone() },
+        Reply::Nonce(_) => return Err(Vec::new()), // of one length, which fits
+    };
+    Err(wire::reply_head(&Reply::Refusal(refusal), 0).unwrap_or_default())
 }
 
 /// A request's body, still on the wire.
@@ -233,5 +239,12 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+        let (code, reason) = (Code::Invalid, Reason::Invalid);
+        let hint = Some("a".repeat(limits::REPLY_HEAD_MAX));
+        let head = head_of(&Reply::Refusal(Refusal { request, code, reason, hint }), 0);
+        let Ok(Reply::Refusal(told)) = wire::parse_reply(&head.unwrap_err()) else {
+            panic!("no refusal")
+        };
+        assert_eq!((told.code, told.reason, told.hint), (code, reason, None));
     }
 }
