@@ -140,6 +140,12 @@ impl Listener {
 /// One connection being served, by the door that it came through.
 struct Guest(Arc<Door>);
 
+fn tell(ended: &std::thread::Result<()>) {
+    if ended.is_err() {
+        tracing::error!("a request ended in a panic; nothing was released");
+    }
+}
+
 fn close(connection: &quinn::Connection, reason: CloseCode) {
     connection.close(reason.varint(), reason.word().as_bytes());
 }
@@ -217,11 +223,17 @@ impl Guest {
         let mut running = FuturesUnordered::new();
         let left = until.map_or(limits::DRAIN, |until| time_left(until, clock.now()));
         let expiry = tokio::time::sleep(left);
-        tokio::pin!(expiry);
+        let accept = connection.accept_bi();
+        tokio::pin!(expiry, accept);
         loop {
+            // In this order: those who are here already, those who come, and only when there are none
+            // the end of the certificate, of which every request hears in any case.
             tokio::select! {
-                stream = connection.accept_bi() => match stream {
+                biased;
+                Some(ended) = running.next(), if !running.is_empty() => tell(&ended),
+                stream = &mut accept => match stream {
                     Ok((send, recv)) => {
+                        accept.set(connection.accept_bi());
                         let proven = &proven;
                         let stream =
                             Stream { line, clock, connection, peer, registered, proven, waiting };
@@ -231,11 +243,6 @@ impl Guest {
                     }
                     Err(_) => break,
                 },
-                Some(ended) = running.next(), if !running.is_empty() => {
-                    if ended.is_err() {
-                        tracing::error!("a request ended in a panic; nothing was released");
-                    }
-                }
                 () = &mut expiry => {
                     let left = until.map_or(limits::DRAIN, |until| time_left(until, clock.now()));
                     if left.is_zero() || until.is_none() {

@@ -8,6 +8,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
@@ -300,30 +301,55 @@ fn reply_body_max(reply: &Reply) -> usize {
     }
 }
 
-/// Writes one frame.
-///
-/// # Errors
-/// When it can't be written.
-pub async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
+pub(super) async fn write_frame<W: AsyncWrite + Unpin + ?Sized>(
     to: &mut W,
     head: &[u8],
     body: &[u8],
 ) -> Result<(), FrameError> {
+    let (begin, after) = pieces(head, body)?;
+    to.write_all(&begin).await.map_err(FrameError::Write)?;
+    for slice in after {
+        to.write_all(slice).await.map_err(FrameError::Write)?;
+    }
+    to.flush().await.map_err(FrameError::Write)
+}
+
+/// Hands one frame over to QUIC, which keeps it until the other end has acknowledged it: in the
+/// very buffers that it is laid out in here, which are wiped when they are given back.
+///
+/// # Errors
+/// When it is over a limit, or the stream can't be written.
+pub async fn send_frame(
+    to: &mut quinn::SendStream,
+    head: &[u8],
+    body: &[u8],
+) -> Result<(), FrameError> {
+    let broken = |error: quinn::WriteError| FrameError::Write(error.into());
+    let (begin, after) = pieces(head, body)?;
+    to.write_chunk(Bytes::from_owner(begin)).await.map_err(broken)?;
+    for slice in after {
+        let slice = Bytes::from_owner(WipedBytes::new(slice.to_vec()));
+        to.write_chunk(slice).await.map_err(broken)?;
+    }
+    Ok(())
+}
+
+/// What leaves at once, and the slices that follow it.
+fn pieces<'a>(
+    head: &[u8],
+    body: &'a [u8],
+) -> Result<(WipedBytes, impl Iterator<Item = &'a [u8]> + use<'a>), FrameError> {
     let too_large = |length| FrameError::BodyTooLarge { length, limit: FILE_MAX };
     let head_length = u32::try_from(head.len()).map_err(|_| too_large(head.len()))?;
     let body_length = u32::try_from(body.len()).map_err(|_| too_large(body.len()))?;
     let (with_head, after) = if body.len() > AT_ONCE { (&[][..], body) } else { (body, &[][..]) };
     // The exact capacity: a vector that grows leaves an unwiped copy behind.
-    let mut frame = WipedBytes::new(Vec::with_capacity(LENGTHS + head.len() + with_head.len()));
-    frame.extend_from_slice(&head_length.to_be_bytes());
-    frame.extend_from_slice(&body_length.to_be_bytes());
-    frame.extend_from_slice(head);
-    frame.extend_from_slice(with_head);
-    to.write_all(&frame).await.map_err(FrameError::Write)?;
-    for slice in after.chunks(AT_ONCE) {
-        to.write_all(slice).await.map_err(FrameError::Write)?;
-    }
-    to.flush().await.map_err(FrameError::Write)
+    let mut begin = WipedBytes::new(Vec::with_capacity(LENGTHS + head.len() + with_head.len()));
+    begin.extend_from_slice(&head_length.to_be_bytes());
+    begin.extend_from_slice(&body_length.to_be_bytes());
+    begin.extend_from_slice(head);
+    begin.extend_from_slice(with_head);
+    Ok((begin, after.chunks(AT_ONCE)))
 }
 
 #[cfg(test)]

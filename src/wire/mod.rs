@@ -6,6 +6,7 @@
 //! single careless default (tickets, 0-RTT) would let an ended identity in.
 
 mod admin;
+mod ahead;
 mod bare;
 mod client;
 mod client_error;
@@ -30,6 +31,7 @@ pub use admin::{
     AdminAsk, AdminReply, SealState, parse_admin_ask, parse_admin_reply, read_admin_ask,
     read_admin_reply, write_admin_ask, write_admin_reply,
 };
+pub use ahead::Ahead;
 pub use bare::{BareClient, BareError, echo};
 pub use client::Client;
 pub use client_error::ClientError;
@@ -40,7 +42,7 @@ pub use enroll::{Enrolled, enroll};
 pub use frame::{
     Lengths, Opening, Reply, decode_lengths, decode_nonce, encode_nonce, parse_opening,
     parse_reply, read_body, read_end, read_evidence, read_opening, read_reply, reply_head,
-    write_evidence, write_frame, write_opening, write_reply,
+    send_frame, write_evidence, write_opening, write_reply,
 };
 pub use frame_error::FrameError;
 pub use http1::OnlyHttp1;

@@ -19,7 +19,7 @@ use crate::model::{
     Ask, ClientRef, Clock, Code, Failure, Reason, Refusal, RequestId, SecretValue, limits,
 };
 use crate::posture::Challenge;
-use crate::wire::{self, CloseCode, FrameError, Opening, Reply};
+use crate::wire::{self, Ahead, CloseCode, FrameError, Opening, Reply};
 
 /// One request being served.
 pub(super) struct Stream<'a> {
@@ -37,12 +37,13 @@ pub(super) struct Stream<'a> {
 
 impl Stream<'_> {
     /// Reads, asks the line, answers. Runs to its end whatever the client does.
-    pub(super) async fn serve(self, mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
+    pub(super) async fn serve(self, mut send: quinn::SendStream, recv: quinn::RecvStream) {
+        let mut recv = Ahead::new(recv);
         let (client, ask, len) = match self.opening(&mut recv).await {
             Ok(opening) => opening,
             Err((code, hint)) => {
                 self.line.parts().metrics.frames_refused.inc();
-                let _ = recv.stop(CloseCode::Protocol.varint());
+                let _ = recv.stream().stop(CloseCode::Protocol.varint());
                 return Box::pin(self.refuse(&mut send, code, hint)).await;
             }
         };
@@ -72,7 +73,7 @@ impl Stream<'_> {
     /// The head of the request, and the length of the body that follows.
     async fn opening(
         &self,
-        recv: &mut quinn::RecvStream,
+        recv: &mut Ahead<quinn::RecvStream>,
     ) -> Result<(Option<ClientRef>, Arc<Ask>, usize), (Code, String)> {
         let reading = pin!(wire::read_opening(recv));
         match within(limits::HEAD_TIMEOUT, reading).await {
@@ -117,7 +118,7 @@ impl Stream<'_> {
         };
         let sent = {
             let length = head.len() + body.len();
-            let mut sending = pin!(wire::write_frame(send, &head, body.expose()));
+            let mut sending = pin!(wire::send_frame(send, &head, body.expose()));
             match at_once(sending.as_mut()).await {
                 Some(sent) => Some(sent),
                 None => match self.waiting.room(length) {
@@ -183,7 +184,7 @@ fn head_of(reply: &Reply, body: usize) -> Result<Vec<u8>, Vec<u8>> {
 
 /// A request's body, still on the wire.
 struct Incoming {
-    recv: quinn::RecvStream,
+    recv: Ahead<quinn::RecvStream>,
     len: usize,
     challenge: Option<Challenge>,
 }
