@@ -66,7 +66,7 @@ pub struct Rates {
     per_second: u32,
     denials_per_second: u32,
     /// The boot time at which each bucket would be empty of debt.
-    full_at: Mutex<HashMap<Key, Duration>>,
+    full_at: Mutex<HashMap<Key, Duration, ahash::RandomState>>,
 }
 
 impl Rates {

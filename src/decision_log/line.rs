@@ -103,12 +103,12 @@ impl Line {
 
     /// `YYYY-MM-DDTHH:MM:SS.mmmZ`.
     pub(super) fn time(&mut self, at: OffsetDateTime) {
-        let at = at.to_offset(time::UtcOffset::UTC);
-        let year = u32::try_from(at.year()).unwrap_or(0);
+        let at = if at.offset().is_utc() { at } else { at.to_offset(time::UtcOffset::UTC) };
+        let (year, month, day) = at.to_calendar_date();
         self.bytes.push(b'"');
-        self.digits(year, 4, b'-');
-        self.digits(u8::from(at.month()).into(), 2, b'-');
-        self.digits(at.day().into(), 2, b'T');
+        self.digits(u32::try_from(year).unwrap_or(0), 4, b'-');
+        self.digits(u8::from(month).into(), 2, b'-');
+        self.digits(day.into(), 2, b'T');
         self.digits(at.hour().into(), 2, b':');
         self.digits(at.minute().into(), 2, b':');
         self.digits(at.second().into(), 2, b'.');
@@ -159,7 +159,8 @@ impl Line {
     }
 
     fn escaped(&mut self, text: &str) {
-        if text.bytes().all(|byte| is_plain(char::from(byte))) {
+        // Every byte is looked at, so that many are at once.
+        if text.bytes().fold(true, |plain, byte| plain & is_plain(char::from(byte))) {
             return self.bytes.extend_from_slice(text.as_bytes()); // nearly always
         }
         let mut rest = text;

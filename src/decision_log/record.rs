@@ -333,7 +333,7 @@ mod tests {
     }
 
     fn rule(id: &str) -> Ruled {
-        Ruled { id: id.to_owned(), line: 1, allow: true }
+        Ruled { id: id.into(), line: 1, allow: true }
     }
 
     fn text(told: &Told<'_>, held: &[&str]) -> String {

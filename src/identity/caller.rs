@@ -78,6 +78,8 @@ pub struct Caller {
     pub(super) holder: Option<Holder>,
     pub(super) epochs: Epochs,
     pub(super) proof: Proof,
+    /// The number of what it was recognised under; 0 where that says nothing.
+    pub(super) under: u64,
 }
 
 impl Caller {

@@ -33,7 +33,7 @@ pub(crate) fn caller(
         _ => Holder::Workload,
     });
     let epochs = Epochs { device: u64::from(device.is_some()), entry: 0 };
-    Caller { id, kind, standing, device, entry: None, holder, epochs, proof }
+    Caller { id, kind, standing, device, entry: None, holder, epochs, proof, under: 0 }
 }
 
 /// The same caller, out of this registration entry at this epoch.

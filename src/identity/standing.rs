@@ -67,7 +67,8 @@ fn is_denied(view: &View, svid: &VerifiedSvid) -> bool {
     })
 }
 
-fn dates(svid: &VerifiedSvid, now: Moment) -> Standing {
+/// What time says of an SVID.
+pub(super) fn dates(svid: &VerifiedSvid, now: Moment) -> Standing {
     match (now.wall() < svid.window.from, now.wall() > svid.window.until) {
         (true, _) => Standing::NotYet,
         (_, true) => Standing::Expired,

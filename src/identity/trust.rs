@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use time::OffsetDateTime;
@@ -167,6 +168,8 @@ impl Names {
 #[derive(Debug)]
 pub(super) struct Trust {
     pub(super) view: Arc<View>,
+    /// Which one it is: no two of a process have the same.
+    pub(super) number: u64,
     roots: Arc<HashMap<TrustDomain, Roots>>,
     pub(super) names: Arc<Names>,
 }
@@ -176,7 +179,7 @@ impl Trust {
     pub(super) fn new(view: View) -> Self {
         let roots = read_all(&view);
         let names = Arc::new(Names::of(&view.trust_domain));
-        Self { view: Arc::new(view), roots, names }
+        Self { view: Arc::new(view), number: next(), roots, names }
     }
 
     /// Reads a view's roots, unless they are those of the view before: devices and entries change
@@ -187,6 +190,7 @@ impl Trust {
         match same_roots && same_domain {
             true => Self {
                 view: Arc::new(view),
+                number: next(),
                 roots: Arc::clone(&self.roots),
                 names: Arc::clone(&self.names),
             },
@@ -206,6 +210,12 @@ impl Trust {
         };
         self.roots.iter().flat_map(of).collect()
     }
+}
+
+/// From 1 on.
+fn next() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
 }
 
 fn read_all(view: &View) -> Arc<HashMap<TrustDomain, Roots>> {

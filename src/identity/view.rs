@@ -159,6 +159,7 @@ impl Identity {
                 holder: None,
                 epochs: Epochs::default(),
                 proof: Proof::Key(Arc::clone(&applicant.spki)),
+                under: 0,
             },
             Peer::Broker(task) => Caller {
                 id: Arc::clone(trust.names.task(task.0)),
@@ -169,6 +170,7 @@ impl Identity {
                 holder: None,
                 epochs: Epochs::default(),
                 proof: Proof::Own,
+                under: 0,
             },
         }
     }
@@ -178,11 +180,18 @@ impl Identity {
     pub fn still(&self, caller: &Caller, now: Moment) -> bool {
         let is_same = match &caller.proof {
             Proof::Svid(svid) => {
-                let judged = standing::judge(&self.trust.load(), svid, now);
-                judged.standing == Standing::Live
-                    && judged.kind == caller.kind
-                    && judged.device == caller.device
-                    && judged.epochs == caller.epochs
+                let trust = self.trust.load();
+                match trust.number == caller.under {
+                    // Nothing that it was judged by has changed: time alone can have ended it.
+                    true => standing::dates(svid, now) == Standing::Live,
+                    false => {
+                        let judged = standing::judge(&trust, svid, now);
+                        judged.standing == Standing::Live
+                            && judged.kind == caller.kind
+                            && judged.device == caller.device
+                            && judged.epochs == caller.epochs
+                    }
+                }
             }
             Proof::Key(_) => caller.kind == CallerKind::Applicant,
             Proof::Own => matches!(caller.kind, CallerKind::Broker(_)),
@@ -202,6 +211,7 @@ fn recognise_svid(trust: &Trust, svid: &Arc<VerifiedSvid>, now: Moment) -> Calle
         holder: svid.extension.as_ref().map(|ours| ours.held_by),
         epochs: judged.epochs,
         proof: Proof::Svid(Arc::clone(svid)),
+        under: trust.number,
     }
 }
 

@@ -54,12 +54,12 @@ impl Moment {
 
 /// `YYYY-MM-DDTHH:MM:SSZ`, always 20 bytes for years 0 to 9999.
 pub fn rfc3339(at: OffsetDateTime) -> String {
-    let at = at.to_offset(time::UtcOffset::UTC);
+    let at = if at.offset().is_utc() { at } else { at.to_offset(time::UtcOffset::UTC) };
+    let (year, month, day) = at.to_calendar_date();
     let mut text = String::with_capacity(24);
-    let year = u32::try_from(at.year()).unwrap_or(0);
-    digits(&mut text, year, 4, '-');
-    digits(&mut text, u8::from(at.month()).into(), 2, '-');
-    digits(&mut text, at.day().into(), 2, 'T');
+    digits(&mut text, u32::try_from(year).unwrap_or(0), 4, '-');
+    digits(&mut text, u8::from(month).into(), 2, '-');
+    digits(&mut text, day.into(), 2, 'T');
     digits(&mut text, at.hour().into(), 2, ':');
     digits(&mut text, at.minute().into(), 2, ':');
     digits(&mut text, at.second().into(), 2, 'Z');
@@ -69,7 +69,8 @@ pub fn rfc3339(at: OffsetDateTime) -> String {
 /// The last `width` digits of a number, and what follows them. By hand: each request needs one.
 fn digits(text: &mut String, number: u32, width: u32, then: char) {
     for place in (0..width).rev() {
-        text.extend(char::from_digit(number / 10u32.pow(place) % 10, 10));
+        let digit = number / 10u32.pow(place) % 10;
+        text.push(char::from(b'0' + u8::try_from(digit).unwrap_or(0)));
     }
     text.push(then);
 }

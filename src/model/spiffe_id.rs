@@ -97,7 +97,7 @@ impl From<TrustDomain> for String {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
-    inner: spiffe::SpiffeId,
+    inner: std::sync::Arc<spiffe::SpiffeId>,
     text: std::sync::Arc<str>,
     domain: TrustDomain,
 }
@@ -137,7 +137,7 @@ impl SpiffeId {
         if inner.to_string() != text {
             return Err(SpiffeIdError::Library);
         }
-        Ok(Self { inner, text: text.into(), domain })
+        Ok(Self { inner: inner.into(), text: text.into(), domain })
     }
 
     /// The whole ID.

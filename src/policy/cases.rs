@@ -119,7 +119,7 @@ impl Running<'_> {
             Mode::Ordinary,
         );
         let name = case.name.get_ref();
-        let ids: Vec<&str> = judged.rules.iter().map(|rule| rule.id.as_str()).collect();
+        let ids: Vec<&str> = judged.rules.iter().map(|rule| &*rule.id).collect();
         let came = || match ids.is_empty() {
             true => format!("{} {}; no row counts", judged.reason.code(), judged.reason.word()),
             false => {

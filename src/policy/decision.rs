@@ -18,7 +18,7 @@ use crate::posture::Verdict;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruled {
     /// The row's id, or the id of a rule of Doorward's own (`self-…`, `task-…`).
-    pub id: String,
+    pub id: Arc<str>,
     /// The row's line in `policy.csv`, from 1; 0 for a rule of Doorward's own.
     pub line: usize,
     /// Whether it allows, or denies.
@@ -166,7 +166,7 @@ impl Decision {
         let now = Moment::new(wall, std::time::Duration::from_secs(3600));
         let object = super::scope::object(&super::scope::Asker::of(&caller), &ask, bundle.domain());
         let verdict = crate::posture::Posture::new().look(None, &bundle.demand_all(), now);
-        let rule = Ruled { id: "sample".to_owned(), line: 1, allow: true };
+        let rule = Ruled { id: "sample".into(), line: 1, allow: true };
         Self {
             id: RequestId::new(now),
             caller: Arc::new(caller),

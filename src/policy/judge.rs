@@ -92,7 +92,7 @@ impl Judgement {
     }
 
     fn built_in(id: &str) -> Self {
-        let rule = Ruled { id: id.to_owned(), line: 0, allow: true };
+        let rule = Ruled { id: id.into(), line: 0, allow: true };
         Self { allowed: true, code: Code::Denied, reason: Reason::Allow, rules: vec![rule] }
     }
 }
@@ -229,10 +229,10 @@ impl Rules {
     ) -> Judgement {
         let rule = |matched: &Matched| match matched {
             Matched::BuiltIn => {
-                built_in.map(|rule| Ruled { id: rule.id.to_owned(), line: 0, allow: true })
+                built_in.map(|rule| Ruled { id: rule.id.into(), line: 0, allow: true })
             }
             Matched::Row(at) => self.set.row(*at).map(|row| Ruled {
-                id: row.id().to_owned(),
+                id: row.id().into(),
                 line: usize::try_from(row.line).unwrap_or(0),
                 allow: row.allow,
             }),

@@ -7,8 +7,9 @@
 //! reason. Bounded in number.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Mutex, MutexGuard};
+
+use ahash::RandomState;
 
 use super::decision::Ruled;
 use super::pattern::{ANY, TIME_BYTES, UNBOUNDED};
@@ -43,11 +44,11 @@ impl Remembered {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     hasher: RandomState,
-    all: Mutex<HashMap<u64, Remembered>>,
+    all: Mutex<HashMap<u64, Remembered, RandomState>>,
 }
 
 impl Memory {
-    fn all(&self) -> MutexGuard<'_, HashMap<u64, Remembered>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, Remembered, RandomState>> {
         self.all.lock().unwrap_or_else(|broken| broken.into_inner())
     }
 

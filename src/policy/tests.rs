@@ -319,7 +319,7 @@ fn the_rules_that_decided_come_first() {
         "{ALLOW}p, x, spiffe://d/**, secret/**, read, any, -, -, allow\n\
          p, no, spiffe://d/**, secret/pay/**, *, any, -, -, deny\n"
     )));
-    let ids: Vec<&str> = found.rules.iter().map(|rule| rule.id.as_str()).collect();
+    let ids: Vec<&str> = found.rules.iter().map(|rule| &*rule.id).collect();
     assert_eq!(ids, ["no", "a", "x"]);
     assert_eq!(found.rules[0].line, 3);
 }
@@ -395,7 +395,7 @@ fn a_deny_on_posture_never_locks_out_and_a_plain_one_does() {
         (r#"{"duties":{}}"#, "self-duties"),
     ] {
         let found = agent.asks(&bitten, json, Target::Itself);
-        assert_eq!((found.allowed, found.rules[0].id.as_str()), (true, rule));
+        assert_eq!((found.allowed, &*found.rules[0].id), (true, rule));
     }
     assert!(operator.asks(&bitten, r#"{"policy_rollback":{}}"#, Target::Itself).allowed);
     let activate = operator.asks(&bitten, r#"{"policy_activate":{}}"#, Target::Itself);
@@ -403,10 +403,7 @@ fn a_deny_on_posture_never_locks_out_and_a_plain_one_does() {
     let shut = rules("p, no, spiffe://d/doorward/agent/x, device/**, report, any, -, -, deny\n");
     let found = agent.asks(&shut, REPORT, Target::Itself);
     assert_eq!((found.allowed, found.reason), (false, Reason::DenyRow));
-    assert_eq!(
-        found.rules.iter().map(|r| r.id.as_str()).collect::<Vec<_>>(),
-        ["no", "self-report"]
-    );
+    assert_eq!(found.rules.iter().map(|r| &*r.id).collect::<Vec<_>>(), ["no", "self-report"]);
 }
 
 #[test]
@@ -418,7 +415,7 @@ fn applicants_enroll_and_do_nothing_else_and_nobody_else_does() {
     let applicant = Who::new(CallerKind::Applicant, "/doorward/applicant");
     let enroll = r#"{"enroll":{"name":"host"}}"#;
     let found = applicant.asks(&open, enroll, Target::Itself);
-    assert_eq!((found.allowed, found.rules[0].id.as_str()), (true, "self-enroll"));
+    assert_eq!((found.allowed, &*found.rules[0].id), (true, "self-enroll"));
     // Neither a living token nor a known key: denied like everybody without a rule, whoever may list.
     let absent = applicant.asks(&open, enroll, Target::Absent);
     assert_eq!((absent.allowed, absent.code, absent.reason), (false, Code::Denied, Reason::Absent));
@@ -435,11 +432,11 @@ fn the_brokers_tasks_follow_a_constant_table() {
     let open = rules("p, a, spiffe://d/**, secret/**, *, any, -, -, allow\n");
     let task = Who::new(CallerKind::Broker(Task::OwnIdentity), "/doorward/task/own-identity");
     let found = task.asks(&open, r#"{"renew":{}}"#, Target::Itself);
-    assert_eq!((found.allowed, found.rules[0].id.as_str()), (true, "task-own-identity"));
+    assert_eq!((found.allowed, &*found.rules[0].id), (true, "task-own-identity"));
     assert!(!task.asks(&open, r#"{"read":{"name":"pay/db"}}"#, Target::Itself).allowed);
     let other = Who::new(CallerKind::Broker(Task::Retention), "/doorward/task/retention");
     let found = other.asks(&open, r#"{"renew":{}}"#, Target::Itself);
-    assert_eq!((found.allowed, found.rules[0].id.as_str()), (true, "task-retention"));
+    assert_eq!((found.allowed, &*found.rules[0].id), (true, "task-retention"));
     assert!(!other.asks(&open, r#"{"policy_rollback":{}}"#, Target::Itself).allowed);
 }
 

@@ -30,7 +30,7 @@ struct Device {
     sessions: Sessions,
 }
 
-type Shard = HashMap<DeviceId, Device>;
+type Shard = HashMap<DeviceId, Device, ahash::RandomState>;
 
 /// The room's one shared part: standings of devices (sharded map), no store.
 #[derive(Debug)]
@@ -460,7 +460,7 @@ require = [ { fact = "device.enrolled", eq = true } ]
 
     #[test]
     fn a_full_part_of_the_map_forgets_the_longest_silent() {
-        let mut shard = Shard::new();
+        let mut shard = Shard::default();
         let id = |n: usize| DeviceId::of_key(&n.to_be_bytes());
         let full = STANDINGS_MAX / SHARDS;
         for n in 0..full {

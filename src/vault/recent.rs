@@ -40,7 +40,7 @@ pub(super) struct Recent(Mutex<Held>);
 struct Held {
     generation: Option<u64>,
     bytes: usize,
-    kept: HashMap<SecretName, Arc<Kept>>,
+    kept: HashMap<SecretName, Arc<Kept>, ahash::RandomState>,
 }
 
 impl Held {
