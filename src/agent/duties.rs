@@ -5,19 +5,22 @@
 //! issues.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use crate::model::limits::IDENTITIES_MAX;
-use crate::model::{Entry, EntryId, SpiffeId, WorkloadFacts};
+use crate::model::{Entry, EntryId, SpiffeId, StartId, WorkloadFacts};
 
 /// The entries for this device, as the broker last told.
 #[derive(Debug, Clone, Default)]
 pub struct Duties {
-    /// Them.
-    pub entries: Vec<Entry>,
+    /// Them, in no order.
+    pub entries: Vec<Arc<Entry>>,
     /// The store's revision that they stood at.
     pub revision: u64,
     /// The sequence of the trust bundle then; 0 if the broker does not say.
     pub bundle: u64,
+    /// The start of the broker that told them; `None` before any has.
+    pub start: Option<StartId>,
 }
 
 /// An entry that a process would get but for these selectors. For the operator, never for the
@@ -48,6 +51,15 @@ pub enum Unmatched {
 }
 
 impl Duties {
+    /// The duties after a change: `items` are new or other than before, `gone` are none any more.
+    pub fn changed(&self, items: Vec<Entry>, gone: &[EntryId], revision: u64, bundle: u64) -> Self {
+        let ids = items.iter().map(|entry| entry.id).chain(gone.iter().copied());
+        let other: HashSet<EntryId> = ids.collect();
+        let same = self.entries.iter().filter(|entry| !other.contains(&entry.id)).cloned();
+        let entries = same.chain(items.into_iter().map(Arc::new)).collect();
+        Self { entries, revision, bundle, start: self.start }
+    }
+
     /// The entry for a process; `wanted` is the identity that it asks for, if it names one.
     ///
     /// # Errors
@@ -93,7 +105,7 @@ impl Duties {
     /// Entries that keep every rule; one that does not (an executable's hash alone, a path of
     /// Doorward's own) gives nobody anything, whoever wrote it.
     fn sound(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| entry.draft.check().is_ok())
+        self.entries.iter().map(Arc::as_ref).filter(|entry| entry.draft.check().is_ok())
     }
 
     fn nearest(&self, facts: &WorkloadFacts, wanted: Option<&SpiffeId>) -> Option<Nearest> {
@@ -157,7 +169,28 @@ mod tests {
     }
 
     fn duties(entries: Vec<Entry>) -> Duties {
-        Duties { entries, revision: 1, bundle: 0 }
+        let entries = entries.into_iter().map(Arc::new).collect();
+        Duties { entries, revision: 1, ..Duties::default() }
+    }
+
+    #[test]
+    fn a_change_is_taken_over_and_the_rest_stands() {
+        let uid = |n| vec![Selector::Uid(n)];
+        let start = Some(StartId::random());
+        let [a, b, c] = [
+            entry(1, "/a", false, uid(1)),
+            entry(2, "/b", false, uid(1)),
+            entry(3, "/c", false, uid(1)),
+        ];
+        let before = Duties { start, ..duties(vec![a.clone(), b.clone()]) };
+        let other = Entry { epoch: 7, ..b.clone() };
+        let after = before.changed(vec![other, c], &[a.id, EntryId(Uuid::from_u128(9))], 5, 2);
+        let mut left: Vec<_> =
+            after.entries.iter().map(|it| (it.id.0.as_u128(), it.epoch)).collect();
+        left.sort_unstable();
+        assert_eq!(left, [(2, 7), (3, 0)]);
+        assert_eq!((after.revision, after.bundle, after.start), (5, 2, start));
+        assert_eq!(before.entries.len(), 2, "whoever looks at the former state sees it whole");
     }
 
     #[test]
@@ -216,7 +249,10 @@ mod tests {
         let ids: Vec<_> = found.iter().map(|entry| entry.id.0.as_u128()).collect();
         assert_eq!(ids, [4, 1, 3]);
         let many = |n: u128| entry(n, &format!("/{n}"), false, uid());
-        let many = super::Duties { entries: (0..100).map(many).collect(), revision: 1, bundle: 0 };
+        let many = super::Duties {
+            entries: (0..100).map(|n| Arc::new(many(n))).collect(),
+            ..super::Duties::default()
+        };
         assert_eq!(many.fitting(&facts()).len(), IDENTITIES_MAX);
     }
 

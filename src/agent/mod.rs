@@ -17,6 +17,7 @@ mod issued;
 mod keys;
 mod local;
 mod node;
+mod pushed;
 mod report;
 mod rooting;
 mod roots;

@@ -1,6 +1,7 @@
 //! What the agent's tasks tell each other, and what others may see of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -48,7 +49,12 @@ pub(super) struct Shared {
     ledger: Ledger,
     duties: watch::Sender<Arc<Duties>>,
     status: watch::Sender<AgentStatus>,
+    /// The revision of the entries that is held; the entries themselves may stand since before.
+    revision: AtomicU64,
     wish: Notify,
+    /// Wishes for a look at the broker's entries, by number, and up to which they were answered.
+    wishes: AtomicU64,
+    heard: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -69,7 +75,10 @@ impl Shared {
             ledger: Ledger::default(),
             duties: watch::channel(Arc::default()).0,
             status: watch::channel(status).0,
+            revision: AtomicU64::new(0),
             wish: Notify::new(),
+            wishes: AtomicU64::new(0),
+            heard: watch::channel(0).0,
         })
     }
 
@@ -128,6 +137,7 @@ impl Shared {
     /// The broker told the entries for this device.
     pub(super) fn told(&self, duties: Duties) {
         let count = duties.entries.len();
+        self.revision.store(duties.revision, Ordering::Relaxed);
         self.sequence
             .send_if_modified(|told| std::mem::replace(told, duties.bundle) != duties.bundle);
         self.duties.send_replace(Arc::new(duties));
@@ -139,9 +149,14 @@ impl Shared {
         self.duties.borrow().clone()
     }
 
-    /// The revision of the entries as last told; `None` before that.
+    /// Nothing has changed up to this revision.
+    pub(super) fn confirmed(&self, revision: u64) {
+        self.revision.store(revision, Ordering::Relaxed);
+    }
+
+    /// The revision of the entries that is held; `None` before they were told.
     pub(super) fn held_revision(&self) -> Option<u64> {
-        self.status.borrow().duties.map(|_| self.duties.borrow().revision)
+        self.status.borrow().duties.map(|_| self.revision.load(Ordering::Relaxed))
     }
 
     /// The entries, and each time that they are told again.
@@ -174,22 +189,32 @@ impl Shared {
         &self.ledger
     }
 
-    /// Asks for the entries anew, without waiting for them.
-    pub(super) fn wish(&self) {
-        self.wish.notify_one();
-    }
-
-    /// Asks for the entries anew, and resolves when they have come.
+    /// The entries as the broker has them now or later: resolves once it was asked.
     pub(super) async fn duties_anew(&self) -> Arc<Duties> {
-        let mut duties = self.duties.subscribe();
+        let mut heard = self.heard.subscribe();
+        let number = self.wishes.fetch_add(1, Ordering::AcqRel).saturating_add(1);
         self.wish.notify_one();
-        let _ = duties.changed().await;
-        duties.borrow_and_update().clone()
+        let _ = heard.wait_for(|heard| *heard >= number).await;
+        self.duties()
     }
 
-    /// Resolves when somebody wishes for the entries anew.
+    /// Resolves when somebody wishes to have the broker asked.
     pub(super) async fn wished(&self) {
         self.wish.notified().await;
+    }
+
+    /// How many wishes there were: what is asked from now on answers them.
+    pub(super) fn wishes(&self) -> u64 {
+        self.wishes.load(Ordering::Acquire)
+    }
+
+    /// The broker was asked, and what it said is known here: so many wishes are answered.
+    pub(super) fn heard(&self, wishes: u64) {
+        self.heard.send_if_modified(|heard| {
+            let more = wishes > *heard;
+            *heard = wishes.max(*heard);
+            more
+        });
     }
 
     /// Whether workloads can be served.
@@ -247,7 +272,9 @@ mod tests {
         let shared = Shared::new(DeviceId(Digest([1; 32])));
         let teller = async {
             shared.wished().await;
+            let wishes = shared.wishes();
             shared.told(Duties { revision: 9, ..Duties::default() });
+            shared.heard(wishes);
         };
         let (anew, ()) = tokio::join!(shared.duties_anew(), teller);
         assert_eq!(anew.revision, 9);

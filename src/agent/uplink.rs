@@ -5,7 +5,6 @@
 //! enrolment port with the device key alone. The uplink never gives up and never ends but by
 //! shutdown; what is wrong stands in the agent's status.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +14,11 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use super::duties::Duties;
 use super::keys::{DeviceKey, KeyError};
 use super::report::Reporter;
 use super::settings::AgentSettings;
 use super::shared::Shared;
-use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX, ENTRIES_MAX};
+use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX};
 use crate::model::{Answer, Ask, Clock, Digest, SecretValue, SpiffeId};
 use crate::wire::{Client, ClientError, Credentials, CredentialsError, Enrolled, enroll};
 
@@ -32,11 +30,7 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(15);
 pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// Between attempts to renew: a certificate lives an hour, and half of that is left.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
-/// Duties are asked for this often without any reason.
-const DUTIES_EVERY: Duration = Duration::from_secs(30);
-/// And after a failure.
-const DUTIES_AGAIN: Duration = Duration::from_secs(4);
-/// And not more often than this for any reason.
+/// Nothing that somebody here wishes for is asked for more often than this.
 pub(super) const DUTIES_AT_MOST: Duration = Duration::from_secs(1);
 
 /// Why an attempt failed. The next one follows.
@@ -242,51 +236,6 @@ impl Uplink {
         credentials.save(&self.settings.dir)?;
         Ok(credentials)
     }
-
-    async fn keep_duties(&self, client: &Client) -> Infallible {
-        loop {
-            let wait = match self.ask_duties(client).await {
-                Ok(duties) => {
-                    let is_news = self.shared.held_revision() != Some(duties.revision);
-                    self.shared.told(duties);
-                    // The broker is told soon that the news has come.
-                    if is_news { Duration::ZERO } else { DUTIES_EVERY }
-                }
-                Err(why) => {
-                    tracing::warn!(error = %why, "the duties could not be asked for");
-                    self.shared.failed(why.to_string());
-                    DUTIES_AGAIN
-                }
-            };
-            tokio::time::sleep(DUTIES_AT_MOST).await;
-            let _ = tokio::time::timeout(wait, self.shared.wished()).await;
-        }
-    }
-
-    async fn ask_duties(&self, client: &Client) -> Result<Duties, UplinkError> {
-        let mut duties: Option<Duties> = None;
-        loop {
-            let after = duties.as_ref().and_then(|duties| duties.entries.last());
-            // What is told by now is confirmed by the ask for the next.
-            let holds = duties.is_none().then(|| self.shared.held_revision()).flatten();
-            let asked = Ask::Duties { after: after.map(|entry| entry.id), holds };
-            let Answer::Entries { items, more, revision, bundle } = ask(client, asked).await?
-            else {
-                return Err(UplinkError::Answer("entries"));
-            };
-            let goes_on = more && !items.is_empty();
-            // The revision of the first page: what changed meanwhile is newer than these duties.
-            let first = || Duties { entries: Vec::new(), revision, bundle };
-            let all = duties.get_or_insert_with(first);
-            all.entries.extend(items);
-            if all.entries.len() > ENTRIES_MAX {
-                return Err(UplinkError::Answer("as many entries as a broker may have"));
-            }
-            if !goes_on {
-                return Ok(duties.unwrap_or_default());
-            }
-        }
-    }
 }
 
 /// Enrols the device, with a token or with its key alone, at a broker that shows one of these roots.
@@ -333,6 +282,12 @@ pub(super) async fn ask(client: &Client, ask: Ask) -> Result<Answer, UplinkError
     let asking = client.ask(ask, SecretValue::empty());
     let answered = tokio::time::timeout(ATTEMPT_MAX, asking).await;
     let (_, released) = answered.map_err(|_| UplinkError::Late)??;
+    Ok(released.answer)
+}
+
+/// The same of a question that may wait: it has the client's own bound.
+pub(super) async fn ask_patiently(client: &Client, ask: Ask) -> Result<Answer, UplinkError> {
+    let (_, released) = client.ask(ask, SecretValue::empty()).await?;
     Ok(released.answer)
 }
 

@@ -191,11 +191,6 @@ impl Workloads {
         self.shared.ledger().count(chain)
     }
 
-    /// Asks for fresh entries, without waiting for them.
-    pub(super) fn wish(&self) {
-        self.shared.wish();
-    }
-
     /// Asks with the workload's own identity, on its own connection.
     pub(super) async fn ask(
         &self,

@@ -35,7 +35,7 @@ impl Authority {
         }
         let of = DeniedOf::SpiffeId(id.clone());
         self.change_done(under, |mirror| {
-            let of_id = mirror.entries().filter(|it| it.entry.draft.spiffe_id == *id);
+            let of_id = mirror.entries_of(id);
             let default = i64::try_from(SVID_TTL.as_secs()).unwrap_or(i64::MAX);
             let ttl = of_id.map(|it| it.entry.draft.ttl_s.map_or(default, i64::from)).max();
             let ttl = ttl.ok_or_else(|| Failure::absent(format!("no entry gives {id}")))?;

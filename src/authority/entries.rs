@@ -42,7 +42,13 @@ impl Authority {
                 Ok((vec![Step::Entry(id, Some(record))], ()))
             })
             .await?;
-        Ok(Released::head(Answer::Entries { items: vec![entry], more: false, revision, bundle: 0 }))
+        Ok(Released::head(Answer::Entries {
+            items: vec![entry],
+            more: false,
+            revision,
+            bundle: 0,
+            start: None,
+        }))
     }
 
     /// All entries, in the order of their ids: the page after `after`.
@@ -87,8 +93,7 @@ impl Authority {
             return self.revoke_reserved(id, resume, under, now).await;
         }
         let changed = self.change(under, |mirror| {
-            let of_id = mirror.entries().filter(|it| it.entry.draft.spiffe_id == *id);
-            let records: Vec<_> = of_id.collect();
+            let records: Vec<_> = mirror.entries_of(id).collect();
             if records.is_empty() {
                 return Err(Failure::absent(format!("no entry gives {id}")));
             }
@@ -133,7 +138,7 @@ impl Authority {
 /// One page of entries that are in order.
 pub(super) fn page_of(mut items: Vec<Entry>, revision: u64) -> Released {
     let more = fit_page(&mut items);
-    Released::head(Answer::Entries { items, more, revision, bundle: 0 })
+    Released::head(Answer::Entries { items, more, revision, bundle: 0, start: None })
 }
 
 /// The step that revokes or resumes an entry; none when it stands so. Revoking an entry that is
@@ -151,7 +156,7 @@ fn turned(record: &EntryRecord, resume: bool) -> Option<Step> {
 
 /// Whether a draft fits beside what is there.
 fn fits(mirror: &Mirror, draft: &EntryDraft) -> Result<(), Failure> {
-    if mirror.entries().len() >= ENTRIES_MAX {
+    if mirror.entry_count() >= ENTRIES_MAX {
         return Err(Failure::too_large(format!("there are {ENTRIES_MAX} entries already")));
     }
     if let Some(device) = &draft.device {
@@ -164,14 +169,11 @@ fn fits(mirror: &Mirror, draft: &EntryDraft) -> Result<(), Failure> {
         }
     }
     let mut same_id = 0;
-    for record in mirror.entries() {
+    for record in mirror.entries_of_any_case(&draft.spiffe_id) {
         let other = &record.entry.draft;
         if other.spiffe_id != draft.spiffe_id {
-            if other.spiffe_id.as_str().eq_ignore_ascii_case(draft.spiffe_id.as_str()) {
-                let hint = format!("{} differs in case only", other.spiffe_id);
-                return Err(Failure::conflict(hint));
-            }
-            continue;
+            let hint = format!("{} differs in case only", other.spiffe_id);
+            return Err(Failure::conflict(hint));
         }
         same_id += 1;
         if record.suspended {
@@ -245,7 +247,7 @@ mod tests {
         assert_eq!(room.authority.locate(&ask, &nobody()).await.unwrap(), Target::Absent);
         let failure = room.authority.entry_delete(&target, Some(3), room.now()).await.unwrap_err();
         assert_eq!(failure.code, Code::NotFound);
-        assert_eq!(room.again().await.authority.mirror().entries().len(), 0);
+        assert_eq!(room.again().await.authority.mirror().entry_count(), 0);
     }
 
     #[tokio::test]
@@ -288,7 +290,7 @@ mod tests {
         ] {
             assert_eq!(create(&room, &bad).await.unwrap_err().code, Code::Conflict, "{what}");
         }
-        assert_eq!(room.authority.mirror().entries().len(), 2);
+        assert_eq!(room.authority.mirror().entry_count(), 2);
     }
 
     /// Selectors as long as an entry may have them, in text that JSON writes six times as long.

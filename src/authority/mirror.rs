@@ -11,12 +11,15 @@ use serde::de::DeserializeOwned;
 
 use super::authorities::{Authorities, CA_KEY};
 use super::error::AuthorityError;
+use super::recent::Whom;
 use super::records::{
     DENIED_PREFIX, DeniedKey, DeniedRecord, DeviceRecord, EntryRecord, TokenKey, TokenRecord,
     damaged, decode, encode,
 };
+use super::shards::Shards;
 use crate::identity::{Denied, DeviceStatus, EntryStatus};
-use crate::model::{DeviceClass, DeviceId, Digest, Entry, EntryId, TrustDomain, next_items};
+use crate::model::limits::PAGE_ITEMS;
+use crate::model::{DeviceClass, DeviceId, Digest, Entry, EntryId, SpiffeId, TrustDomain};
 use crate::store::{Expect, Store, Table, Txn, Write};
 
 /// Rows read from the store at once.
@@ -39,18 +42,18 @@ pub(super) enum Step {
     Authorities(Authorities),
 }
 
-/// Entries by whom they are for: a class, or one device of it.
-type Duties = HashMap<(DeviceClass, Option<DeviceId>), Arc<Vec<EntryId>>>;
-
 /// All rows.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Mirror {
     authorities: Option<Held<Authorities>>,
     devices: Arc<HashMap<DeviceId, Held<DeviceRecord>>>,
-    entries: Arc<HashMap<EntryId, Held<EntryRecord>>>,
+    entries: Shards<EntryId, Held<EntryRecord>>,
     tokens: Arc<HashMap<TokenKey, Held<TokenRecord>>>,
     denied: Arc<HashMap<DeniedKey, Held<DeniedRecord>>>,
-    duties: Arc<Duties>,
+    /// Entries by whom they are for, in the order of their ids.
+    duties: Shards<Whom, Arc<Vec<EntryId>>>,
+    /// Entries by the SPIFFE ID that they give, in lower case: no two may differ in that only.
+    given: Shards<Box<str>, Vec<EntryId>>,
     device_statuses: Arc<HashMap<DeviceId, DeviceStatus>>,
     entry_statuses: Arc<HashMap<EntryId, EntryStatus>>,
     denied_svids: Arc<Denied>,
@@ -184,8 +187,24 @@ impl Mirror {
     }
 
     /// All entries, in no order.
-    pub(super) fn entries(&self) -> impl ExactSizeIterator<Item = &EntryRecord> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = &EntryRecord> {
         self.entries.values().map(|held| held.record.as_ref())
+    }
+
+    /// How many entries there are.
+    pub(super) fn entry_count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The entries that give this SPIFFE ID, or one that differs in case only.
+    pub(super) fn entries_of_any_case(&self, id: &SpiffeId) -> impl Iterator<Item = &EntryRecord> {
+        let ids = self.given.get(&*id.as_str().to_ascii_lowercase());
+        ids.into_iter().flatten().filter_map(|id| self.entry(id))
+    }
+
+    /// The entries that give this SPIFFE ID.
+    pub(super) fn entries_of(&self, id: &SpiffeId) -> impl Iterator<Item = &EntryRecord> {
+        self.entries_of_any_case(id).filter(move |record| record.entry.draft.spiffe_id == *id)
     }
 
     /// The living entries that an agent on this device may ask for, in the order of their ids: at
@@ -196,10 +215,16 @@ impl Mirror {
         device: &DeviceId,
         after: Option<&EntryId>,
     ) -> Vec<Entry> {
-        let of = |only| self.duties.get(&(class.clone(), only)).into_iter();
-        let ids = of(None).chain(of(Some(*device))).flat_map(|ids| ids.iter());
-        let living = ids.filter_map(|id| self.entry(id)).filter(|record| !record.suspended);
-        let page = next_items(living, after, |record| record.entry.id);
+        let mut page = Vec::new();
+        for only in [None, Some(*device)] {
+            let Some(ids) = self.duties.get(&(class.clone(), only)) else { continue };
+            let first = after.map_or(0, |after| ids.partition_point(|id| id <= after));
+            let ids = ids.get(first..).unwrap_or_default().iter();
+            let living = ids.filter_map(|id| self.entry(id)).filter(|record| !record.suspended);
+            page.extend(living.take(PAGE_ITEMS + 1));
+        }
+        page.sort_unstable_by_key(|record| record.entry.id);
+        page.truncate(PAGE_ITEMS + 1);
         page.into_iter().map(|record| record.entry.clone()).collect()
     }
 
@@ -264,24 +289,31 @@ impl Mirror {
         let status = EntryStatus { epoch: record.entry.epoch, suspended: record.suspended };
         Arc::make_mut(&mut self.entry_statuses).insert(id, status);
         let whom = (record.entry.draft.class.clone(), record.entry.draft.device);
+        let given = record.entry.draft.spiffe_id.as_str().to_ascii_lowercase().into();
         let held = Held { record: Arc::new(record), revision };
-        if Arc::make_mut(&mut self.entries).insert(id, held).is_none() {
-            let duties = Arc::make_mut(&mut self.duties).entry(whom).or_default();
-            Arc::make_mut(duties).push(id);
+        if self.entries.insert(id, held).is_none() {
+            let in_order = |duties: &mut Arc<Vec<EntryId>>| {
+                let at = duties.partition_point(|other| *other < id);
+                Arc::make_mut(duties).insert(at, id);
+            };
+            self.duties.change(whom, in_order, |_| false);
+            self.given.change(given, |ids| ids.push(id), |_| false);
         }
     }
 
     fn drop_entry(&mut self, id: &EntryId) {
         Arc::make_mut(&mut self.entry_statuses).remove(id);
-        let Some(held) = Arc::make_mut(&mut self.entries).remove(id) else { return };
-        let whom = (held.record.entry.draft.class.clone(), held.record.entry.draft.device);
-        let all = Arc::make_mut(&mut self.duties);
-        if let Some(duties) = all.get_mut(&whom) {
-            Arc::make_mut(duties).retain(|other| other != id);
-            if duties.is_empty() {
-                all.remove(&whom);
+        let Some(held) = self.entries.remove(id) else { return };
+        let draft = &held.record.entry.draft;
+        let whom = (draft.class.clone(), draft.device);
+        let without = |duties: &mut Arc<Vec<EntryId>>| {
+            if let Ok(at) = duties.binary_search(id) {
+                Arc::make_mut(duties).remove(at);
             }
-        }
+        };
+        self.duties.change(whom, without, |duties| duties.is_empty());
+        let given = draft.spiffe_id.as_str().to_ascii_lowercase().into();
+        self.given.change(given, |ids| ids.retain(|other| other != id), Vec::is_empty);
     }
 
     fn put_denied(&mut self, key: DeniedKey, record: DeniedRecord, revision: u64) {
@@ -383,7 +415,7 @@ mod tests {
         for at in 0..=PAGE {
             room.authority.entry_create(&with_path(at), None, room.now()).await.unwrap();
         }
-        assert_eq!(room.again().await.authority.mirror().entries().len(), PAGE + 1);
+        assert_eq!(room.again().await.authority.mirror().entry_count(), PAGE + 1);
     }
 
     #[tokio::test]

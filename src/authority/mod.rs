@@ -9,6 +9,7 @@
 
 mod authorities;
 mod ca;
+mod changes;
 mod denied;
 mod devices;
 mod enroll;
@@ -22,10 +23,12 @@ mod living_keys;
 mod mirror;
 mod own;
 mod pending;
+mod recent;
 mod records;
 mod restore;
 mod room;
 mod rotate;
+mod shards;
 mod subject_key;
 mod token;
 
@@ -39,6 +42,7 @@ mod whole_tests;
 pub use error::AuthorityError;
 pub use key_seal::{CaKeys, KeySeal};
 pub use own::OwnIdentity;
+pub use recent::{Crowded, Wait};
 pub use records::DeniedOf;
 pub use restore::{DeniedSvid, EpochFloor};
 pub use room::{Authority, Places};

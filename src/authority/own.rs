@@ -20,8 +20,8 @@ use crate::model::limits::{
     AGENT_TTL, LAST_SEEN_STEP, OPERATOR_RENEW, OPERATOR_TTL, REENROLL_WINDOW, SVID_TTL,
 };
 use crate::model::{
-    Answer, Ask, Code, DeviceId, Digest, EntryId, Failure, Moment, Reason, Released, SpiffeId,
-    rfc3339,
+    Answer, Ask, Code, DeviceId, Digest, EntryId, Failure, Moment, Reason, Released, Since,
+    SpiffeId, rfc3339,
 };
 use rcgen::PublicKeyData;
 
@@ -89,25 +89,30 @@ impl Authority {
         })
     }
 
-    /// The living entries of the caller's own device: the page after `after`. `holds` is the revision
-    /// of those that the caller has already.
+    /// The living entries of the caller's own device: the page after `after`, or what has changed
+    /// `since`. `holds` is the revision of those that the caller has already.
     pub(super) fn duties(
         &self,
         caller: &Caller,
         after: Option<&EntryId>,
         holds: Option<u64>,
+        since: Option<Since>,
     ) -> Result<Released, Failure> {
         let (CallerKind::Agent, Some(device), Some(class)) =
             (caller.kind(), caller.device(), caller.class())
         else {
             return Err(Failure::invalid("only a device's agent has duties"));
         };
+        if let Some(since) = since {
+            return self.changes((class, device), holds, since);
+        }
         let mirror = self.mirror();
         self.confirmed.note(*device, holds, &mirror);
         let items = mirror.duties(class, device, after);
         let mut page = page_of(items, mirror.entries_revision);
-        if let Answer::Entries { bundle, .. } = &mut page.answer {
+        if let Answer::Entries { bundle, start, .. } = &mut page.answer {
             *bundle = mirror.authorities()?.sequence;
+            *start = Some(self.recent.start);
         }
         Ok(page)
     }

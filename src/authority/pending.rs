@@ -106,7 +106,7 @@ mod tests {
         let only = EntryDraft { device: Some(two), ..draft("/one") };
         room.authority.entry_create(&only, None, room.now()).await.unwrap();
         let holds = |device, class: &str, revision| {
-            let asked = room.authority.duties(&agent(device, class), None, Some(revision));
+            let asked = room.authority.duties(&agent(device, class), None, Some(revision), None);
             assert!(asked.is_ok());
         };
         let both = if one < two { vec![one, two] } else { vec![two, one] };

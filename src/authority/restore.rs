@@ -217,7 +217,7 @@ fn of_identity(mirror: &Mirror, id: &SpiffeId) -> EpochFloor {
             Err(_) => EpochFloor::default(),
         };
     }
-    let entries = mirror.entries().filter(|record| record.entry.draft.spiffe_id == *id);
+    let entries = mirror.entries_of(id);
     let entries = entries.map(|record| (record.entry.id, record.entry.epoch)).collect();
     EpochFloor { entries, ..EpochFloor::default() }
 }

@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::authorities::{Authorities, CA_KEY, OneRecord};
 use super::ca::{Ca, ClockTrust};
+use super::changes::touched;
 use super::error::AuthorityError;
 use super::guesses::Guesses;
 use super::issuers::{Issuers, Opening};
@@ -16,6 +17,7 @@ use super::key_seal::CaKeys;
 use super::living_keys::LivingKeys;
 use super::mirror::{Mirror, Step};
 use super::pending::Confirmed;
+use super::recent::{Recent, Touched, Waiting};
 use super::records::encode;
 use super::rotate::Acknowledged;
 use crate::decision_log::{Authority as ForAuthority, Grant};
@@ -53,6 +55,8 @@ pub struct Authority {
     pub(super) opening: Opening,
     pub(super) acknowledged: Acknowledged,
     pub(super) confirmed: Confirmed,
+    pub(super) recent: Recent,
+    pub(super) waiting: Arc<Waiting>,
     /// The authority that the broker's own certificate is of.
     pub(super) own_by: ArcSwapOption<Digest>,
     issuers: ArcSwap<Issuers>,
@@ -121,6 +125,8 @@ impl Authority {
             issuers: ArcSwap::from_pointee(issuers),
             rotated: watch::channel(mirror.authorities()?.sequence).0,
             identity: identity.clone(),
+            recent: Recent::from(mirror.entries_revision),
+            waiting: Arc::default(),
             mirror: ArcSwap::from_pointee(mirror),
             writing: Mutex::default(),
             living_keys: LivingKeys::default(),
@@ -217,7 +223,9 @@ impl Authority {
         match ask {
             Ask::Whoami {} => Ok(self.whoami(caller)),
             Ask::Renew {} => self.renew(caller, under, now).await,
-            Ask::Duties { after, holds } => self.duties(caller, after.as_ref(), *holds),
+            Ask::Duties { after, holds, since } => {
+                self.duties(caller, after.as_ref(), *holds, *since)
+            }
             Ask::Bundle { holds } => self.bundle(caller, *holds),
             Ask::Ca(step) => self.ca_step(step, under, now).await,
             Ask::Enroll { name, token } => {
@@ -266,7 +274,7 @@ impl Authority {
             if writing.stale {
                 let loaded = Mirror::load(self.store.as_ref(), &self.domain).await?;
                 let opened = self.opened(Some(loaded.authorities()?))?;
-                self.publish(loaded, opened);
+                self.publish(loaded, opened, &Touched::All);
                 writing.stale = false;
             }
             let mirror = self.mirror();
@@ -283,7 +291,8 @@ impl Authority {
             writing.stale = true;
             match self.store.commit(txn).await {
                 Ok(revision) => {
-                    self.publish(mirror.with(steps, revision), opened);
+                    let touched = touched(&mirror, &steps);
+                    self.publish(mirror.with(steps, revision), opened, &touched);
                     writing.stale = false;
                     return Ok((revision, value));
                 }
@@ -314,8 +323,9 @@ impl Authority {
         Issuers::open(row, Some(&former), &self.opening, self.clock.now()).map(Some)
     }
 
-    fn publish(&self, mirror: Mirror, opened: Option<Issuers>) {
+    fn publish(&self, mirror: Mirror, opened: Option<Issuers>, touched: &Touched) {
         let rotated = opened.is_some();
+        self.recent.note(touched, mirror.entries_revision);
         let issuers = opened.map_or_else(|| self.issuers(), Arc::new);
         if rotated || !mirror.looks_like(&self.mirror()) {
             self.identity.install(view(&self.domain, &issuers, &mirror));
@@ -326,6 +336,8 @@ impl Authority {
         if let (true, Ok(row)) = (rotated, self.mirror().authorities()) {
             self.rotated.send_replace(row.sequence);
         }
+        // Other roots are news for everybody, though no entry has changed.
+        self.waiting.wake(if rotated { &Touched::All } else { touched });
     }
 }
 

@@ -306,12 +306,18 @@ async fn only_agents_ask_for_workloads_and_have_duties() {
     for holder in [&workload, &alice] {
         let failure = issue(&room, holder, &plain).await.err().unwrap();
         assert_eq!(failure.code, Code::Invalid);
-        let duties =
-            act(&room, &holder.caller(&room), Ask::Duties { after: None, holds: None }).await;
+        let duties = act(
+            &room,
+            &holder.caller(&room),
+            Ask::Duties { after: None, holds: None, since: None },
+        )
+        .await;
         assert_eq!(duties.unwrap_err().code, Code::Invalid);
     }
     let duties =
-        act(&room, &host.caller(&room), Ask::Duties { after: None, holds: None }).await.unwrap();
+        act(&room, &host.caller(&room), Ask::Duties { after: None, holds: None, since: None })
+            .await
+            .unwrap();
     let Answer::Entries { items, .. } = duties.answer else { panic!("no duties") };
     assert_eq!(items, [plain]);
 }

@@ -5,15 +5,15 @@
 //! what was opened leaves only if nothing that it was decided under has changed meanwhile.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::connections::Connection;
 use super::metrics::Metrics;
 use super::outcome::{
-    Asked, Body, Climb, Running, Same, index_of, is_repeatable, refusal_of, refuse, releases,
-    unrecorded,
+    Asked, Body, Climb, Same, index_of, is_repeatable, refusal_of, refuse, releases, unrecorded,
 };
 use super::rates::Rates;
+use super::traffic::Traffic;
 use crate::administration::Administration;
 use crate::authority::{Authority, OwnIdentity};
 use crate::decision_log::{DecisionLog, Note, RecordError, Ruling};
@@ -57,17 +57,13 @@ pub struct Line {
     parts: LineParts,
     /// The clocks agree; while they do not, nothing is issued.
     clock_agrees: AtomicBool,
-    /// No new requests are taken.
-    draining: AtomicBool,
-    /// Requests that have begun and not ended.
-    running: AtomicUsize,
+    pub(super) traffic: Traffic,
 }
 
 impl Line {
     /// Joins the parts.
     pub fn new(parts: LineParts) -> Self {
-        let (clock_agrees, draining) = (AtomicBool::new(true), AtomicBool::new(false));
-        Self { parts, clock_agrees, draining, running: AtomicUsize::new(0) }
+        Self { parts, clock_agrees: AtomicBool::new(true), traffic: Traffic::default() }
     }
 
     /// The parts, for whoever supervises them.
@@ -78,21 +74,6 @@ impl Line {
     /// Says whether wall and boot clock agree.
     pub fn clock_agrees(&self, agrees: bool) {
         self.clock_agrees.store(agrees, Ordering::Relaxed);
-    }
-
-    /// From now on, requests are refused as `draining`.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
-    }
-
-    /// Begins a request; it runs until the guard is dropped, its answer's way out included.
-    pub fn begin(&self) -> Running<'_> {
-        Running::new(&self.running)
-    }
-
-    /// Requests that have begun and not ended.
-    pub fn running(&self) -> usize {
-        self.running.load(Ordering::Acquire)
     }
 
     /// Answers one request, or refuses it. Either way the decision is in the log first.
@@ -262,7 +243,7 @@ impl Line {
         if matches!(caller.kind(), CallerKind::Broker(_)) {
             return None;
         }
-        if self.draining.load(Ordering::Relaxed) {
+        if self.traffic.is_draining() {
             return Some(refuse(asked.id, Code::Unavailable, Reason::Draining));
         }
         let source = asked.connection.and_then(Connection::source);

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::connections::{Connection, Connections, time_left};
@@ -24,6 +24,7 @@ use crate::wire::CloseCode;
 use stream::Stream;
 use waiting::Waiting;
 
+mod hanging;
 mod stream;
 mod waiting;
 
@@ -219,6 +220,7 @@ impl Guest {
         let Door { line, clock, .. } = &*self.0;
         let waiting = self.0.waiting.of_a_connection();
         let waiting = &waiting;
+        let hanging = Semaphore::new(limits::PUSH_PER_CONNECTION);
         let proven = AtomicBool::new(false);
         let mut running = FuturesUnordered::new();
         let left = until.map_or(limits::DRAIN, |until| time_left(until, clock.now()));
@@ -234,9 +236,11 @@ impl Guest {
                 stream = &mut accept => match stream {
                     Ok((send, recv)) => {
                         accept.set(connection.accept_bi());
-                        let proven = &proven;
-                        let stream =
-                            Stream { line, clock, connection, peer, registered, proven, waiting };
+                        let (proven, hanging) = (&proven, &hanging);
+                        #[rustfmt::skip]
+                        let stream = Stream {
+                            line, clock, connection, peer, registered, proven, waiting, hanging,
+                        };
                         // A fault in one request must not take its neighbours with it.
                         let served = std::panic::AssertUnwindSafe(stream.serve(send, recv));
                         running.push(served.catch_unwind());

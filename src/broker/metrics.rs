@@ -39,6 +39,10 @@ pub struct Metrics {
     pub handshakes_refused: Counter,
     /// Frames that were no request.
     pub frames_refused: Counter,
+    /// Agents' questions for changes that wait for their answer.
+    pub waits: Gauge<i64, AtomicI64>,
+    /// Such questions that were woken.
+    pub pushes: Counter,
 }
 
 impl Default for Metrics {
@@ -49,6 +53,9 @@ impl Default for Metrics {
         let (sealed, connections) = (Gauge::default(), Gauge::default());
         let (closed, handshakes_refused, frames_refused) =
             (Counter::default(), Counter::default(), Counter::default());
+        let (waits, pushes) = (Gauge::default(), Counter::default());
+        registry.register("waits", "Agents that wait for changes of their entries", waits.clone());
+        registry.register("pushes", "Waits that were woken", pushes.clone());
         registry.register("decisions", "Requests decided, by action and reason", decisions.clone());
         registry.register("request_seconds", "From head read to outcome", seconds.clone());
         registry.register("sealed", "1 while the seal is closed", sealed.clone());
@@ -68,6 +75,8 @@ impl Default for Metrics {
             closed,
             handshakes_refused,
             frames_refused,
+            waits,
+            pushes,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What a climb works with beside its steps: bodies, comparisons, refusals.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::connections::Connection;
 use crate::decision_log::{RecordError, Ruling};
@@ -37,24 +36,6 @@ pub struct Asked<'a> {
     pub connection: Option<&'a Connection>,
     pub client: Option<ClientRef>,
     pub ask: Arc<Ask>,
-}
-
-/// One running request; dropping it ends it.
-#[derive(Debug)]
-pub struct Running<'a>(&'a AtomicUsize);
-
-impl<'a> Running<'a> {
-    /// Begins.
-    pub fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(count)
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 /// One climb: either its end, or «the policy changed meanwhile, climb once more».

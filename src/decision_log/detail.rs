@@ -80,7 +80,14 @@ pub(super) fn of(line: &mut Line, ask: &Ask) {
         Ask::Write { .. } | Ask::Delete { .. } | Ask::Undelete { .. } => {}
         Ask::Read { .. } | Ask::List { .. } | Ask::Versions { .. } => {}
         Ask::Bundle { holds: None } => {}
-        Ask::Whoami {} | Ask::Report { .. } | Ask::Renew {} | Ask::Duties { .. } => {}
+        Ask::Whoami {} | Ask::Report { .. } | Ask::Renew {} => {}
+        Ask::Duties { since: None, .. } => {}
+        Ask::Duties { holds, since: Some(since), .. } => line.key("detail").object(|line| {
+            if let Some(holds) = holds {
+                line.key("holds").number(*holds);
+            }
+            line.key("wait").truth(since.wait);
+        }),
         Ask::DeviceList { .. } | Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => {}
         Ask::EntryList { .. } | Ask::EntryDelete { .. } | Ask::Status {} | Ask::BackupData {} => {}
         Ask::PolicyRead {} | Ask::PolicyActivate {} | Ask::PolicyRollback {} => {}
@@ -219,6 +226,11 @@ mod tests {
         assert_eq!(activated, json!({"after_s": 60, "force": false}));
         let held = of(json!({"bundle": {"holds": {"sequence": 7, "tainted": 2}}}));
         assert_eq!(held, json!({"sequence": 7, "tainted": 2}));
+        let start = "0198c0de-0000-4000-8000-00000000000a";
+        let since = json!({"start": start, "bundle": 1, "wait": true});
+        let changes = of(json!({"duties": {"holds": 41, "since": since}}));
+        assert_eq!(changes, json!({"holds": 41, "wait": true}));
+        assert_eq!(of(json!({"duties": {}})), Value::Null, "a whole list");
         for plain in [
             json!({"read": {"name": "a/b", "version": 3}}),
             json!({"list": {"prefix": "a"}}),

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::authority::{BundleRoot, CaStanding};
 use super::device::{DeviceClass, DeviceId};
+use super::duty::{DutyChanges, PendingAgent};
 use super::entry::Entry;
-use super::ids::RequestId;
+use super::ids::{RequestId, StartId};
 use super::name::SecretName;
 use super::secret::Labels;
 use super::spiffe_id::SpiffeId;
@@ -221,15 +222,6 @@ pub struct DeviceSummary {
     pub facts: Option<serde_json::Value>,
 }
 
-/// An agent that has not said yet that it knows of a revocation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PendingAgent {
-    /// Its device.
-    pub device: DeviceId,
-    /// The word that it gave for people.
-    pub name: String,
-}
-
 /// A token for a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperatorToken {
@@ -338,7 +330,12 @@ pub enum Answer {
         /// The sequence of the trust bundle now, where an agent asks for its own; else 0.
         #[serde(default, skip_serializing_if = "is_zero")]
         bundle: u64,
+        /// The start of the broker that `revision` counts in, where an agent asks for its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        start: Option<StartId>,
     },
+    /// What has changed in the entries for one device.
+    Changes(DutyChanges),
     /// The roots of the trust domain.
     Bundle {
         /// Raised by each change of an authority.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::authority::{BundleHeld, CaStep};
 use super::device::{DeviceClass, DeviceId, Digest};
+use super::duty::Since;
 use super::entry::{EntryDraft, RetractedSvid, WorkloadFacts};
 use super::ids::{EntryId, RequestId, Serial};
 use super::name::{SecretName, SecretPrefix};
@@ -106,7 +107,8 @@ pub enum Ask {
     },
     /// A new certificate for the caller's own identity and key.
     Renew {},
-    /// The entries that the caller's own device may ask for, a page at a time.
+    /// The entries that the caller's own device may ask for, a page at a time; with `since`, what
+    /// has changed of them.
     Duties {
         /// Entries after this one (the last of the page before).
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,6 +116,9 @@ pub enum Ask {
         /// The revision of the entries that the agent holds already: what it confirms.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         holds: Option<u64>,
+        /// Only what is newer than `holds`; then `after` says nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<Since>,
     },
 
     /// The roots of the trust domain; with it the caller says what it has in force of them.

@@ -104,6 +104,18 @@ impl fmt::Display for EntryId {
     }
 }
 
+/// One start of a broker, drawn anew by each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StartId(#[serde(deserialize_with = "read")] pub Uuid);
+
+impl StartId {
+    /// A fresh random id.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
 /// A certificate's serial number as its unsigned big-endian bytes, without leading zeros.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial(pub Box<[u8]>);

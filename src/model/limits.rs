@@ -148,9 +148,9 @@ pub const LOCAL_CONNECTIONS: usize = 256;
 /// … and of one user: nobody keeps everybody else out.
 pub const LOCAL_CONNECTIONS_PER_UID: usize = 64;
 /// Connections to the SPIFFE Workload API at once: each workload holds one for its whole life.
-pub const WORKLOAD_CONNECTIONS: usize = 1024;
-/// … and of one user.
-pub const WORKLOAD_CONNECTIONS_PER_UID: usize = 256;
+pub const WORKLOAD_CONNECTIONS: usize = 2560;
+/// … and of one user, a quarter: ten thousand streams.
+pub const WORKLOAD_CONNECTIONS_PER_UID: usize = 640;
 /// Streams in flight on one connection to the Workload API: a library has two or three.
 pub const WORKLOAD_STREAMS: u32 = 16;
 /// Headers of one call to the Workload API, in bytes: honest ones have three hundred.
@@ -161,8 +161,9 @@ pub const WORKLOAD_REQUEST: usize = 4 * 1024;
 pub const WORKLOAD_WINDOW: u32 = 64 * 1024;
 /// Calls to the Workload API that one user may make at once …
 pub const WORKLOAD_CALLS_BURST: u32 = 256;
-/// … and a second after that: each may cost the broker a signature in the agent's own name.
-pub const WORKLOAD_CALLS_RATE: u32 = 32;
+/// … and a second after that: each may cost the broker a signature in the agent's own name, and this
+/// is a quarter of what an agent may ask for.
+pub const WORKLOAD_CALLS_RATE: u32 = 128;
 /// A connection to the Workload API is asked for a sign of life this often, and must give it within
 /// the same time.
 pub const WORKLOAD_KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -309,10 +310,26 @@ pub const TOKEN_MAX: usize = 1024;
 pub const TOKENS_MAX: usize = 4096;
 /// Wrong tokens in a minute that are told apart; beyond it the answer is `limited`.
 pub const GUESSES_MAX: u32 = 60;
+/// An agent's question for changes is answered after this at the latest, so that a wake-up which was
+/// lost, by whatever fault, is made up for.
+pub const PUSH_WAIT: Duration = Duration::from_secs(60);
+/// Questions for changes that wait on one connection: an agent has one.
+pub const PUSH_PER_CONNECTION: usize = 2;
+/// … of one device: the connection that ends and the one that takes its place.
+pub const PUSH_PER_DEVICE: usize = 4;
+/// … and in all: as many as connections.
+pub const PUSH_MAX: usize = CONNECTIONS_MAX;
+/// Changes of entries that are remembered, so that agents are told these only: 24 bytes each. Beyond
+/// it all are forgotten, and whoever was behind reads its list once.
+pub const CHANGES_MAX: usize = 64 * 1024;
+/// Answers with news that an agent takes one right after the other …
+pub const PUSH_BURST: u32 = 16;
+/// … and then one in this time: what comes faster comes together.
+pub const PUSH_EVERY: Duration = Duration::from_millis(250);
 /// Devices of one trust domain: each is in memory.
 pub const DEVICES_MAX: usize = 100_000;
-/// Registration entries of one trust domain: each is in memory.
-pub const ENTRIES_MAX: usize = 20_000;
+/// Registration entries of one trust domain: each is in memory, a small one at about a KiB.
+pub const ENTRIES_MAX: usize = 64 * 1024;
 /// Entries that one `revoke` may touch, so that one commit stays small.
 pub const ENTRIES_PER_ID: usize = 256;
 /// A certificate's serial number, in bytes (RFC 5280 §4.1.2.2).

@@ -11,6 +11,7 @@ mod client_ref;
 mod clock;
 mod device;
 mod diagnostic;
+mod duty;
 mod entry;
 mod ids;
 mod join_secret;
@@ -26,8 +27,8 @@ mod strict_json;
 mod target;
 
 pub use answer::{
-    Answer, Code, DeviceSummary, OperatorToken, PendingAgent, Reason, Refusal, SecretItem,
-    VersionItem, VersionState,
+    Answer, Code, DeviceSummary, OperatorToken, Reason, Refusal, SecretItem, VersionItem,
+    VersionState,
 };
 pub use ask::Ask;
 pub use authority::{
@@ -37,10 +38,11 @@ pub use client_ref::{ClientRef, ClientRefError};
 pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis};
 pub use device::{DeviceClass, DeviceId, Digest, DigestError};
 pub use diagnostic::{Diagnostic, did_you_mean};
+pub use duty::{DutyChanges, PendingAgent, Since};
 pub use entry::{
     Entry, EntryDraft, EntryError, RetractedSvid, Selector, WorkloadFacts, is_pod_uid,
 };
-pub use ids::{EntryId, IdError, RequestId, Serial, SerialError};
+pub use ids::{EntryId, IdError, RequestId, Serial, SerialError, StartId};
 pub use join_secret::join_secret_digest;
 pub use kind::Kind;
 pub use name::{NameError, Namespace, SecretName, SecretPrefix, check_segment};

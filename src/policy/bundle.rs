@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use super::cases;
 use super::decision::Decision;
@@ -302,12 +303,14 @@ fn check_profiles(names: &[String]) -> Result<(), Vec<Diagnostic>> {
 #[derive(Debug)]
 pub struct Policy {
     active: ArcSwap<Bundle>,
+    installed: watch::Sender<u64>,
 }
 
 impl Policy {
     /// Starts with a bundle.
     pub fn new(bundle: Arc<Bundle>) -> Self {
-        Self { active: ArcSwap::new(bundle) }
+        let installed = watch::channel(bundle.generation()).0;
+        Self { active: ArcSwap::new(bundle), installed }
     }
 
     /// The bundle in force. Take it once a request and keep it to the end.
@@ -317,6 +320,13 @@ impl Policy {
 
     /// Puts another bundle in force, for the next request on.
     pub fn install(&self, bundle: Arc<Bundle>) {
+        let generation = bundle.generation();
         self.active.store(bundle);
+        self.installed.send_replace(generation);
+    }
+
+    /// Tells each time that another bundle is in force.
+    pub fn installed(&self) -> watch::Receiver<u64> {
+        self.installed.subscribe()
     }
 }

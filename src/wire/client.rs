@@ -17,7 +17,9 @@ use super::frame::{
 };
 use super::frame_error::FrameError;
 use super::tls::{self, EXPORTER_LABEL};
-use crate::model::limits::{ANSWER_TIMEOUT, BUNDLE_MAX, CLOSE_TIMEOUT, FILE_MAX, TIMEOUT_MIB};
+use crate::model::limits::{
+    ANSWER_TIMEOUT, BUNDLE_MAX, CLOSE_TIMEOUT, FILE_MAX, PUSH_WAIT, TIMEOUT_MIB,
+};
 use crate::model::{Ask, Clock, Digest, Reason, Released, RequestId, SecretValue};
 
 /// A connection to a broker. Cheap to clone; all clones share it.
@@ -199,6 +201,11 @@ fn patience(ask: &Ask) -> Duration {
         Ask::PolicyActivate {} | Ask::PolicyRead {} => BUNDLE_MAX,
         _ => 0,
     };
+    if let Ask::Duties { since: Some(since), .. } = ask
+        && since.wait
+    {
+        return PUSH_WAIT + ANSWER_TIMEOUT;
+    }
     ANSWER_TIMEOUT + TIMEOUT_MIB.saturating_mul(u32::try_from(bytes >> 20).unwrap_or(u32::MAX))
 }
 

@@ -107,9 +107,13 @@ fn a_workload_is_told_the_next_root_before_anything_is_signed_by_it() {
     let before = ca(&stage, &["show"]);
     let old = of(&before, "active").remove(0);
 
+    // An agent that is told takes the roots over in milliseconds: this one is held still meanwhile.
+    let agent = nix::unistd::Pid::from_raw(stage.pid("agent").unwrap().try_into().unwrap());
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGSTOP).unwrap();
     let prepared = ca(&stage, &["prepare"]);
     let new = of(&prepared, "prepared").remove(0);
     let refused = stage.operator(&["ca", "activate"], None).unwrap();
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGCONT).unwrap();
     let early = refused.code != 0;
     let published = runtime.block_on(next(&mut stream, |it| roots(it).len() == 2));
     assert_eq!(issuer(&leaf(&published)), issuer(&leaf(&first)), "nothing is signed by it yet");

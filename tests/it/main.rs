@@ -20,6 +20,7 @@ mod lists;
 mod local_http;
 mod matrix;
 mod postgres;
+mod push;
 mod scene;
 mod sealed;
 mod snapshots;

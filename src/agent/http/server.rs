@@ -311,7 +311,8 @@ mod tests {
         let socket = dir.path().join("agent.sock");
         let at = Served { _dir: dir, socket: socket.clone() };
         let server = LocalServer::bind(&at.socket, 0o666).unwrap();
-        let duties = Duties { entries, revision: 1, bundle: 0 };
+        let entries = entries.into_iter().map(Arc::new).collect();
+        let duties = Duties { entries, revision: 1, ..Duties::default() };
         let upstream = Upstream::Canned(Canned { duties, answer: Box::new(broker) });
         let (stop, stopped) = watch::channel(false);
         let serving = server.serve(upstream, Arc::default(), stopped);

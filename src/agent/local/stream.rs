@@ -161,6 +161,8 @@ enum State {
 pub(in crate::agent) struct Visitor {
     uid: u32,
     state: Arc<Mutex<State>>,
+    /// When it was last seen to be the same, for those that only keep an eye on it.
+    seen: Arc<std::sync::Mutex<Option<Instant>>>,
     /// The connection's share, which is not free again while a look goes on.
     place: Arc<Place>,
 }
@@ -168,7 +170,8 @@ pub(in crate::agent) struct Visitor {
 impl Visitor {
     pub(super) fn new(process: PeerProcess, place: Arc<Place>) -> Self {
         let uid = process.uid();
-        Self { uid, state: Arc::new(Mutex::new(State::Pinned(process))), place }
+        let state = Arc::new(Mutex::new(State::Pinned(process)));
+        Self { uid, state, seen: Arc::default(), place }
     }
 
     /// Its user when it connected.
@@ -186,6 +189,13 @@ impl Visitor {
             }
             State::Refused => true,
         }
+    }
+
+    /// Whether somebody has looked through this connection within this time, and found the same
+    /// process. No ground to give anything on.
+    pub(in crate::agent) fn seen_within(&self, time: Duration) -> bool {
+        let seen = *self.seen.lock().unwrap_or_else(|broken| broken.into_inner());
+        seen.is_some_and(|seen| seen.elapsed() < time)
     }
 
     /// Attests the process: in full the first time, and on each later request that it is still the
@@ -215,10 +225,15 @@ impl Visitor {
             })
             .await
         };
-        match tokio::time::timeout(ATTEST_MAX, looking).await {
+        let began = Instant::now();
+        let looked = match tokio::time::timeout(ATTEST_MAX, looking).await {
             Ok(Ok(looked)) => looked,
             Ok(Err(_)) | Err(_) => Err(AttestError::Late),
-        }
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(|broken| broken.into_inner());
+        *seen = looked.is_ok().then_some(began);
+        drop(seen);
+        looked
     }
 }
 

@@ -27,8 +27,6 @@ use crate::model::{Clock, Entry, EntryId, TrustDomain};
 
 /// How often a process is looked at while its stream is open.
 const LOOK: Duration = Duration::from_secs(1);
-/// While any stream is open, entries are asked for after so many looks without news.
-const LOOKS_PER_WISH: u32 = 10;
 /// After a failure to issue, the next attempt; what was given lasts meanwhile.
 const AGAIN: time::Duration = time::Duration::seconds(5);
 /// Where the broker refused some of a process's identities, they are asked for again after this.
@@ -49,13 +47,16 @@ pub(super) struct Watch {
     visitor: Visitor,
     told: watch::Receiver<Arc<Duties>>,
     roots: watch::Receiver<Arc<Roots>>,
-    quiet: u32,
+    /// Who it was at the last look of this stream's own.
+    known: Option<Arc<Attested>>,
+    /// The entries of the process, with what they were chosen from.
+    chosen: Option<(Arc<Duties>, Arc<Attested>, Vec<Entry>)>,
 }
 
 impl Watch {
     pub(super) fn new(ground: Arc<Ground>, visitor: Visitor) -> Self {
         let (told, roots) = (ground.workloads.told(), ground.workloads.roots());
-        Self { ground, visitor, told, roots, quiet: 0 }
+        Self { ground, visitor, told, roots, known: None, chosen: None }
     }
 
     /// The process, if it is still the one that connected.
@@ -63,17 +64,42 @@ impl Watch {
         self.visitor.attested(&self.ground.digests).await.map_err(|why| fault::unknown(&why))
     }
 
+    /// Keeps an eye on it: streams of one connection share their looks, so that each connection is
+    /// looked at once a second and not each stream. Before anything is made, [`Self::who`] is asked.
+    async fn glance(&mut self) -> Result<Arc<Attested>, Status> {
+        if let Some(known) = self.known.as_ref().filter(|_| self.visitor.seen_within(LOOK)) {
+            return Ok(known.clone());
+        }
+        let who = self.who().await?;
+        self.known = Some(who.clone());
+        Ok(who)
+    }
+
     /// The entries of the process; `first` waits for fresh ones if none fits.
-    async fn fitting(&self, who: &Attested, first: bool) -> Result<Vec<Entry>, Status> {
+    async fn fitting(&mut self, who: &Arc<Attested>, first: bool) -> Result<Vec<Entry>, Status> {
         let workloads = &self.ground.workloads;
         if first && !workloads.is_ready() {
             return Err(Status::unavailable("the agent is starting, or has lost its broker"));
         }
         let fitting = match first {
             true => workloads.fitting(who.facts()).await.map_err(|why| fault::of(&why))?,
-            false => workloads.fitting_now(who.facts()),
+            false => self.fitting_now(who),
         };
         if fitting.is_empty() { Err(fault::nobody()) } else { Ok(fitting) }
+    }
+
+    /// The same by the entries as last told; chosen anew only when they were told anew.
+    fn fitting_now(&mut self, who: &Arc<Attested>) -> Vec<Entry> {
+        let duties = self.told.borrow().clone();
+        if let Some((from, of, entries)) = &self.chosen
+            && Arc::ptr_eq(from, &duties)
+            && Arc::ptr_eq(of, who)
+        {
+            return entries.clone();
+        }
+        let entries: Vec<_> = duties.fitting(who.facts()).into_iter().cloned().collect();
+        self.chosen = Some((duties, who.clone(), entries.clone()));
+        entries
     }
 
     /// Waits for the next reason to look.
@@ -85,16 +111,11 @@ impl Watch {
             }
             told = self.told.changed() => {
                 told.map_err(|_| Status::unavailable("the agent is stopping"))?;
-                self.quiet = 0;
             }
             changed = self.roots.changed() => {
                 changed.map_err(|_| Status::unavailable("the agent is stopping"))?;
             }
-            () = tokio::time::sleep(LOOK) => self.quiet = self.quiet.saturating_add(1),
-        }
-        if self.quiet >= LOOKS_PER_WISH {
-            self.quiet = 0;
-            self.ground.workloads.wish();
+            () = tokio::time::sleep(LOOK) => {}
         }
         Ok(())
     }
@@ -148,7 +169,7 @@ impl X509Svids {
     /// The next full state, as soon as there is another one than was given last.
     pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
         loop {
-            let who = self.watch.who().await?;
+            let who = self.watch.glance().await?;
             let entries = self.watch.fitting(&who, self.given.is_none()).await?;
             let now = self.watch.now();
             let roots = self.watch.roots.borrow().clone();
@@ -156,6 +177,7 @@ impl X509Svids {
                 self.watch.look().await?;
                 continue;
             }
+            let who = self.watch.who().await?;
             match self.make(&who, &entries, roots, now).await {
                 Ok((message, given)) => {
                     self.watch.who().await?; // it was issued for this one, and for no other
@@ -253,7 +275,7 @@ impl X509Bundles {
     /// The next full state, as soon as there is another one than was given last.
     pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
         loop {
-            let who = self.watch.who().await?;
+            let who = self.watch.glance().await?;
             self.watch.fitting(&who, self.given.is_none()).await?;
             let roots = self.watch.roots.borrow_and_update().clone();
             let bundle = &roots.certificates;
@@ -264,6 +286,7 @@ impl X509Bundles {
                 self.watch.look().await?;
                 continue;
             }
+            self.watch.who().await?;
             let mut response = X509BundlesResponse::default();
             let domain = format!("spiffe://{}", self.watch.ground.domain);
             response.bundles.insert(domain, bundle.concat_der());

@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::error::Elapsed;
 
+use super::hanging::may_wait;
 use super::waiting::WaitingHere;
 use crate::broker::connections::Connection;
 use crate::broker::line::Line;
 use crate::broker::outcome::Body;
 use crate::identity::Peer;
 use crate::model::{
-    Ask, ClientRef, Clock, Code, Failure, Reason, Refusal, RequestId, SecretValue, limits,
+    Ask, ClientRef, Clock, Code, Failure, Reason, Refusal, Released, RequestId, SecretValue, limits,
 };
 use crate::posture::Challenge;
 use crate::wire::{self, Ahead, CloseCode, FrameError, Opening, Reply};
@@ -33,6 +35,8 @@ pub(super) struct Stream<'a> {
     pub(super) proven: &'a AtomicBool,
     /// Room for answers that are not taken at once.
     pub(super) waiting: &'a WaitingHere,
+    /// Room for questions that wait for their answer.
+    pub(super) hanging: &'a Semaphore,
 }
 
 impl Stream<'_> {
@@ -47,6 +51,9 @@ impl Stream<'_> {
                 return Box::pin(self.refuse(&mut send, code, hint)).await;
             }
         };
+        if may_wait(&ask) {
+            return Box::pin(self.hang(send, recv, client, ask)).await;
+        }
         let _running = self.line.begin();
         let challenge = match &*ask {
             Ask::Report { .. } => match Box::pin(self.challenge(&mut send)).await {
@@ -58,16 +65,31 @@ impl Stream<'_> {
         let mut body = Incoming { recv, len, challenge };
         let (request, outcome) =
             self.line.answer(self.peer, Some(self.registered), client, ask, &mut body).await;
+        self.reply(&mut send, request, outcome).await;
+    }
+
+    /// Sends what came of a request.
+    pub(super) async fn reply(
+        &self,
+        send: &mut quinn::SendStream,
+        request: RequestId,
+        outcome: Result<Released, Refusal>,
+    ) {
         let (reply, value) = match outcome {
             Ok(released) => {
-                if !self.proven.swap(true, Ordering::Relaxed) {
-                    self.connection.set_max_concurrent_bi_streams(limits::STREAMS_PROVEN.into());
-                }
+                self.prove();
                 (Reply::Answer { request, answer: released.answer }, released.body)
             }
             Err(refusal) => (Reply::Refusal(refusal), SecretValue::empty()),
         };
-        self.write(&mut send, &reply, value).await;
+        self.write(send, &reply, value).await;
+    }
+
+    /// Something was allowed on this connection: it gets its streams.
+    pub(super) fn prove(&self) {
+        if !self.proven.swap(true, Ordering::Relaxed) {
+            self.connection.set_max_concurrent_bi_streams(limits::STREAMS_PROVEN.into());
+        }
     }
 
     /// The head of the request, and the length of the body that follows.
@@ -183,10 +205,17 @@ fn head_of(reply: &Reply, body: usize) -> Result<Vec<u8>, Vec<u8>> {
 }
 
 /// A request's body, still on the wire.
-struct Incoming {
+pub(super) struct Incoming {
     recv: Ahead<quinn::RecvStream>,
     len: usize,
     challenge: Option<Challenge>,
+}
+
+impl Incoming {
+    /// Of an ask that brings nothing; its stream must end all the same.
+    pub(super) fn none(recv: quinn::RecvStream) -> Self {
+        Self { recv, len: 0, challenge: None }
+    }
 }
 
 impl Body for Incoming {
