@@ -24,6 +24,7 @@ mod push;
 mod scene;
 mod sealed;
 mod snapshots;
+mod streams;
 mod svids;
 mod tidy;
 mod vectors;
