@@ -24,6 +24,7 @@ mod roots;
 mod run;
 mod settings;
 mod shared;
+mod tokens;
 mod uplink;
 mod workload_api;
 mod workloads;

@@ -23,7 +23,8 @@ impl Uplink {
             };
             if sequence != 0 && (sequence != roots.sequence || said != Some(holds)) {
                 match self.ask_bundle(client, holds).await {
-                    Ok(fresh) if fresh.sequence == roots.sequence => said = Some(holds),
+                    // Numbers of a restored broker may have been given before, to something else.
+                    Ok(fresh) if fresh == *roots => said = Some(holds),
                     Ok(fresh) if fresh.certificates == held.credentials.bundle => {
                         self.shared.rooted(fresh);
                         continue;
@@ -46,9 +47,9 @@ impl Uplink {
     async fn ask_bundle(&self, client: &Client, holds: BundleHeld) -> Result<Roots, UplinkError> {
         let holds = (holds.sequence != 0).then_some(holds);
         match ask(client, Ask::Bundle { holds }).await? {
-            Answer::Bundle { sequence, roots } => {
-                Roots::told(sequence, &roots).ok_or(UplinkError::Answer("readable roots"))
-            }
+            Answer::Bundle { sequence, roots, jwt_keys } => Roots::told(sequence, &roots)
+                .and_then(|told| told.with_jwt_keys(&self.settings.domain, &jwt_keys))
+                .ok_or(UplinkError::Answer("readable roots")),
             _ => Err(UplinkError::Answer("roots")),
         }
     }

@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
+use serde_json::{Value, json};
 
-use crate::model::BundleRoot;
+use crate::identity::BundleDocument;
 use crate::model::limits::{AUTHORITIES_MAX, CERTIFICATE_MAX};
+use crate::model::{BundleRoot, TrustDomain};
 use crate::wire::Leaf;
 
 /// The roots in force.
@@ -22,6 +24,8 @@ pub(super) struct Roots {
     pub(super) sequence: u64,
     /// Them, in the broker's order.
     pub(super) certificates: Vec<CertificateDer<'static>>,
+    /// The keys for JWT-SVIDs, of each trust domain by itself. Empty before the broker has told.
+    pub(super) jwt: HashMap<TrustDomain, BundleDocument>,
     /// Names of those whose certificates shall be replaced now.
     tainted: Vec<Vec<u8>>,
 }
@@ -30,6 +34,17 @@ impl Roots {
     /// Those out of a directory, of which no more is known.
     pub(super) fn kept(certificates: &[CertificateDer<'static>]) -> Self {
         Self { certificates: certificates.to_vec(), ..Self::default() }
+    }
+
+    /// The same with the keys for JWT-SVIDs of our own trust domain. One that is of no kind known here
+    /// is left out and costs the others nothing; `None` for a set that is none.
+    pub(super) fn with_jwt_keys(mut self, domain: &TrustDomain, keys: &[Value]) -> Option<Self> {
+        let set = json!({ "keys": keys }).to_string();
+        let read = BundleDocument::parse(domain.clone(), set.as_bytes()).ok()?;
+        if !read.jwt_keys().is_empty() {
+            self.jwt.insert(domain.clone(), read);
+        }
+        Some(self)
     }
 
     /// Those that the broker told; `None` for what is none, too many, or other text.
@@ -151,6 +166,34 @@ mod tests {
         drop(two);
         assert_eq!(ledger.tainted(&roots), 0);
         assert_eq!(ledger.counts().len(), 1, "nothing stays of what nobody holds");
+    }
+
+    #[test]
+    fn keys_for_tokens_are_taken_as_far_as_they_are_known_and_only_to_check_tokens() {
+        let (root, _) = signed("root");
+        let domain = TrustDomain::parse("corp.example").unwrap();
+        let roots = || told(&[(&root, false)]).unwrap();
+        let point = |seed: u8| {
+            let signing = &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
+            let pair = aws_lc_rs::signature::EcdsaKeyPair::generate(signing).unwrap();
+            let point = aws_lc_rs::signature::KeyPair::public_key(&pair).as_ref().to_vec();
+            crate::identity::JwtKey::ec(&format!("k{seed}"), &point).unwrap().to_jwk()
+        };
+        let kids = |keys: &[Value]| {
+            let taken = roots().with_jwt_keys(&domain, keys)?;
+            let keys = taken.jwt.get(&domain).map(|set| set.jwt_keys().to_vec());
+            let keys = keys.unwrap_or_default();
+            Some(keys.iter().map(|key| key.key_id().to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(kids(&[]), Some(vec![]), "a broker that tells none");
+        let (one, two) = (point(1), point(2));
+        assert_eq!(kids(&[one.clone(), two.clone()]), Some(vec!["k1".into(), "k2".into()]));
+        let mut odd = one.clone();
+        odd["kty"] = json!("AKP");
+        let mut other = one.clone();
+        other["use"] = json!("wit-svid");
+        assert_eq!(kids(&[odd, two, other, json!(7)]), Some(vec!["k2".into()]));
+        assert_eq!(kids(&[one.clone(), one]), None, "two of one id");
     }
 
     #[test]

@@ -32,7 +32,7 @@ const SLOTS_MAX: usize = 1024;
 /// Of one user: nobody's processes push out everybody else's.
 const SLOTS_PER_UID: usize = 256;
 /// One request of a workload, with everything that it needs first.
-const ASK_MAX: Duration = Duration::from_secs(15);
+pub(super) const ASK_MAX: Duration = Duration::from_secs(15);
 /// How long a process without an identity waits for fresh entries.
 const DUTIES_MAX: Duration = Duration::from_secs(3);
 /// How often dead processes are looked for.
@@ -99,7 +99,7 @@ impl Drop for Live {
 
 /// All workloads of this node.
 pub(super) struct Workloads {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
     domain: TrustDomain,
     broker: String,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::{GuardedClock, Watch};
+use super::oidc::Published;
 use super::opening::{BrokerStart, Ground, Opened, StartError};
 use super::ports::{Opening, cores};
 use super::recall::recall;
@@ -61,6 +62,7 @@ impl BrokerStart {
     }
 
     async fn serve(self, opened: Opened) -> Result<RunningBroker, StartError> {
+        let issuer = self.config.oidc_issuer.clone();
         let line = Arc::new(self.join_parts(&opened).await?);
         let (clock, store) = (Arc::clone(&opened.clock), Arc::clone(&opened.store));
         let running = self.open_ports(line, opened).await?;
@@ -70,6 +72,11 @@ impl BrokerStart {
         let calendar = rotation::run(Arc::clone(&running.line), stop);
         running.ground.supervisor.go_on("calendar of authorities", calendar);
         running.watch_store(store);
+        let line = Arc::downgrade(&running.line);
+        let keys = move || {
+            line.upgrade().map(|line| line.parts().authority.bundle_document().to_oidc_jwks())
+        };
+        running.ground.health.publishes(Published::new(issuer, keys));
         running.ground.health.ready();
         Ok(running)
     }
@@ -79,6 +86,7 @@ impl BrokerStart {
         let clock: Arc<dyn Clock> = opened.clock.clone();
         let (authority, identity) = self.open_authority(opened).await?;
         recall(&opened.log, &authority, opened.store.last_grant().await?).await?;
+        rotation::complete(&opened.log, &authority, clock.now()).await?;
         let root = Arc::clone(&opened.root);
         let layout = &self.layout;
         let beside = vec![layout.ca(), layout.log_key(), layout.log_vkey(), layout.config()];

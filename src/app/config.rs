@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::oidc::Issuer;
 use crate::model::{Diagnostic, TrustDomain, did_you_mean, limits};
 
 /// How the root key is opened at start.
@@ -33,6 +34,8 @@ pub struct BrokerConfig {
     pub advertise: String,
     /// `host:port` that join tokens carry for enrolment.
     pub advertise_enrolment: String,
+    /// What verifiers of JWT-SVIDs that know no SPIFFE reach the management port by.
+    pub oidc_issuer: Option<Issuer>,
     /// How the root key is opened.
     pub seal: SealConfig,
     /// Requests a second of one caller.
@@ -65,7 +68,9 @@ impl BrokerConfig {
         let broker = reader.address(listen, "broker", "0.0.0.0:8443");
         let enrolment = reader.address(listen, "enrolment", "0.0.0.0:8444");
         let management = reader.loopback(listen, "management", "127.0.0.1:8081");
-        let advertise = reader.section(table, "advertise", &["broker", "enrolment"]);
+        let known = ["broker", "enrolment", "oidc_issuer"];
+        let advertise = reader.section(table, "advertise", &known);
+        let oidc_issuer = reader.issuer(advertise);
         let advertised = reader.place(advertise, "broker");
         let advertised_enrolment = reader.place(advertise, "enrolment");
         let seal = reader.seal(table);
@@ -82,6 +87,7 @@ impl BrokerConfig {
                 management: management?,
                 advertise: advertised?,
                 advertise_enrolment: advertised_enrolment?,
+                oidc_issuer: oidc_issuer?,
                 seal: seal?,
                 caller_rate: caller_rate?,
                 denial_rate: denial_rate?,
@@ -105,6 +111,9 @@ impl BrokerConfig {
         };
         let threads = self.threads.map(|threads| format!("threads = {threads}\n"));
         let threads = threads.unwrap_or_default();
+        let issuer = self.oidc_issuer.as_ref();
+        let issuer = issuer.map(|issuer| format!("oidc_issuer = \"{issuer}\"\n"));
+        let issuer = issuer.unwrap_or_default();
         format!(
             "# Doorward broker. `doorward config check` names every fault of this file.\n\
              trust_domain = \"{}\"\n\n\
@@ -113,7 +122,7 @@ impl BrokerConfig {
              broker = \"{}\"\nenrolment = \"{}\"\nmanagement = \"{}\"\n\n\
              [advertise]\n\
              # What join tokens tell a new device; names or addresses that it can reach.\n\
-             broker = \"{}\"\nenrolment = \"{}\"\n\n\
+             broker = \"{}\"\nenrolment = \"{}\"\n{issuer}\n\
              [seal]\n{seal}\n\
              [limits]\n\
              # A second, of one caller; more is counted and refused as `limited`.\n\
@@ -243,6 +252,20 @@ impl Reader<'_> {
         Some(text.to_owned())
     }
 
+    /// None in it: the file does not say.
+    fn issuer(&mut self, section: Section<'_>) -> Option<Option<Issuer>> {
+        let Some(value) = section.and_then(|section| section.get("oidc_issuer")) else {
+            return Some(None);
+        };
+        match Issuer::parse(self.text(value, "oidc_issuer")?) {
+            Ok(issuer) => Some(Some(issuer)),
+            Err(why) => {
+                self.fault(value.span(), format!("`oidc_issuer`: {why}"), None);
+                None
+            }
+        }
+    }
+
     fn seal(&mut self, table: &DeTable<'_>) -> Option<SealConfig> {
         let Some(section) = self.section(table, "seal", &["kind", "key_file"]) else {
             self.missing(
@@ -319,6 +342,11 @@ mod tests {
         let config = BrokerConfig::parse("broker.toml", GOOD).unwrap();
         assert_eq!(config.listen, "0.0.0.0:8443".parse().unwrap());
         assert_eq!(BrokerConfig::parse("broker.toml", &config.render()).unwrap(), config);
+        let issuer = Issuer::parse("https://id.corp.example/a").unwrap();
+        let with = BrokerConfig { oidc_issuer: Some(issuer), ..config };
+        assert_eq!(BrokerConfig::parse("broker.toml", &with.render()).unwrap(), with);
+        let bad = with.render().replace("https://id", "http://id");
+        assert!(BrokerConfig::parse("broker.toml", &bad).is_err());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Health and metrics on a loopback TCP port: nothing secret, nothing that changes anything.
+//! Health, metrics and the public keys of tokens on a loopback TCP port: nothing secret, nothing that
+//! changes anything.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -13,9 +14,11 @@ use axum::serve::Listener;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::oidc::Published;
 use super::supervise::Supervisor;
 use crate::broker::Metrics;
 use crate::decision_log::DecisionLog;
+use crate::model::limits::JWKS_FRESH;
 use crate::wire::{OnlyHttp1, SealState};
 
 const STARTING: u8 = 0;
@@ -28,6 +31,7 @@ const SEALED: u8 = 3;
 pub struct Health {
     state: AtomicU8,
     log: OnceLock<DecisionLog>,
+    published: OnceLock<Published>,
     metrics: Arc<Metrics>,
 }
 
@@ -45,6 +49,11 @@ impl Health {
     /// The log that must be writable for the broker to be ready.
     pub fn rests_on(&self, log: DecisionLog) {
         let _ = self.log.set(log);
+    }
+
+    /// What is told to everybody from now on.
+    pub fn publishes(&self, published: Published) {
+        let _ = self.published.set(published);
     }
 
     /// Requests are answered from now on.
@@ -116,6 +125,8 @@ async fn serve(
         .route("/healthz", get(async |State(health): State<Arc<Health>>| health.alive()))
         .route("/readyz", get(async |State(health): State<Arc<Health>>| health.word()))
         .route("/metrics", get(metrics))
+        .route("/.well-known/openid-configuration", get(discovery))
+        .route("/keys", get(keys))
         .with_state(health);
     axum::serve(Port(listener), router)
         .with_graceful_shutdown(async move {
@@ -139,6 +150,32 @@ impl Listener for Port {
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.0.local_addr()
     }
+}
+
+async fn discovery(State(health): State<Arc<Health>>) -> Response {
+    let Some(published) = health.published.get() else { return not_yet() };
+    match published.discovery() {
+        Some(document) => json(document.into_bytes()),
+        None => {
+            let told = "no issuer: set `oidc_issuer` in `[advertise]` of broker.toml to the https \
+                        address that verifiers reach this port by\n";
+            (StatusCode::NOT_FOUND, told).into_response()
+        }
+    }
+}
+
+async fn keys(State(health): State<Arc<Health>>) -> Response {
+    health.published.get().and_then(Published::keys).map_or_else(not_yet, json)
+}
+
+fn not_yet() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response()
+}
+
+fn json(text: Vec<u8>) -> Response {
+    let fresh = format!("public, max-age={}", JWKS_FRESH.as_secs());
+    let kind = (header::CONTENT_TYPE, "application/json".to_owned());
+    ([kind, (header::CACHE_CONTROL, fresh)], text).into_response()
 }
 
 async fn metrics(State(health): State<Arc<Health>>) -> Response {

@@ -265,7 +265,10 @@ impl BrokerStart {
         let keys = CaKeys { first, seal: key_seal(&opened.root) };
         let (store, clock) = (Arc::clone(&opened.store), opened.clock.clone());
         let domain = self.config.trust_domain.clone();
-        Ok(Authority::open(store, domain, keys, clock, places(&self.config)).await?)
+        let (authority, identity) =
+            Authority::open(store, domain, keys, clock, places(&self.config)).await?;
+        let issuer = self.config.oidc_issuer.as_ref().map(ToString::to_string);
+        Ok((authority.with_token_issuer(issuer), identity))
     }
 }
 

@@ -159,6 +159,7 @@ mod tests {
             ("read", "read"),
             ("renew", "renew"),
             ("issue", "issue"),
+            ("issue", "issue_jwt"),
             ("report", "report"),
             ("take", "backup_keys"),
         ] {

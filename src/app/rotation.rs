@@ -11,15 +11,38 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::opening::StartError;
 use super::supervise::Supervisor;
+use crate::authority::Authority;
 use crate::broker::{Line, Ready};
+use crate::decision_log::{DecisionLog, Note};
 use crate::identity::Task;
-use crate::model::{Ask, Moment};
+use crate::model::{Ask, Moment, RequestId};
 
 /// How often the calendar is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Between two steps, by the boot clock.
 const REST: Duration = Duration::from_secs(3600);
+
+/// Gives authorities out of a time before JWT-SVIDs their keys for them, once; recorded like every
+/// other step. Called before the line opens.
+///
+/// # Errors
+/// When log or store fail; the broker does not start then.
+pub(super) async fn complete(
+    log: &DecisionLog,
+    authority: &Authority,
+    now: Moment,
+) -> Result<(), StartError> {
+    let lacking = authority.lacking_jwt_keys()?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let detail = serde_json::json!({ "authorities": lacking });
+    let note = Note::Identity { request: RequestId::new(now), what: "jwt_keys", detail };
+    let index = log.note(note).await?;
+    Ok(authority.make_jwt_keys(Some(index)).await?)
+}
 
 /// Goes on until `stop`.
 pub(super) async fn run(

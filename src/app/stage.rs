@@ -341,15 +341,27 @@ impl Stage {
         self.must(&all, stdin)
     }
 
-    /// One figure of the broker's metrics.
-    pub fn metric(&self, name: &str) -> Option<f64> {
+    /// The broker's management port, on loopback.
+    pub fn management(&self) -> u16 {
+        self.management
+    }
+
+    /// What stands there: head and body, as HTTP/1.1 has them.
+    pub fn page(&self, path: &str) -> Option<String> {
         use std::io::Read as _;
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.management)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         let mut page = String::new();
         stream.take(1 << 20).read_to_string(&mut page).ok()?;
+        Some(page)
+    }
+
+    /// One figure of the broker's metrics.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let page = self.page("/metrics")?;
         let line = page.lines().find(|line| line.starts_with(name))?;
         line.rsplit(' ').next()?.parse().ok()
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ca::Root;
 use super::error::AuthorityError;
+use super::jwt_key::JwtKeyRow;
 use super::records::damaged;
 use crate::model::limits::{AUTHORITIES_MAX, REVOKED_AUTHORITIES_MAX};
 use crate::model::{AuthorityState as State, Digest, Failure, TrustDomain};
@@ -20,9 +21,12 @@ use crate::store::Table;
 pub(super) const CA_KEY: &[u8] = b"ca/1";
 /// The row's format before there were several: one root, whose key is in `ca.sealed`.
 const ONE: u64 = 1;
-/// The format that is written as soon as anything changes. A program that knows one root only
-/// refuses it, instead of going on with a root that is old.
+/// The format before authorities signed JWT-SVIDs. A program that knows one root only refuses it,
+/// instead of going on with a root that is old.
 const SEVERAL: u64 = 2;
+/// The format that is written: as the one before, with a key for JWT-SVIDs of each. A program that
+/// knows no such keys refuses it, instead of going on without telling them.
+const WITH_JWT_KEYS: u64 = 3;
 
 /// The row of a store with one root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +63,9 @@ pub(super) struct Member {
     /// Its key as the vault sealed it, base64; none for the first, whose key is in `ca.sealed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// Its key for JWT-SVIDs; none for one that ended, or will end, without ever having signed any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<JwtKeyRow>,
 }
 
 /// The row.
@@ -77,7 +84,7 @@ pub(super) struct Authorities {
 }
 
 impl Authorities {
-    /// Reads the row, of either format.
+    /// Reads the row, of any format that there was.
     pub(super) fn read(value: &[u8], domain: &TrustDomain) -> Result<Self, AuthorityError> {
         #[derive(Deserialize)]
         struct Format {
@@ -91,10 +98,10 @@ impl Authorities {
                 let root = Root::read(&one.certificate, domain)?;
                 Ok(Self::first(&root, one.certificate))
             }
-            SEVERAL => {
+            SEVERAL | WITH_JWT_KEYS => {
                 let read: Self = serde_json::from_slice(value).map_err(bad)?;
                 read.check(domain)?;
-                Ok(read)
+                Ok(Self { v: WITH_JWT_KEYS, ..read })
             }
             version => Err(AuthorityError::Newer { table: "authority", version }),
         }
@@ -111,9 +118,10 @@ impl Authorities {
             retired: None,
             tainted: None,
             key: None,
+            jwt: None,
         };
         let revoked = BTreeMap::new();
-        Self { v: SEVERAL, sequence: 1, first: root.id, members: vec![member], revoked }
+        Self { v: WITH_JWT_KEYS, sequence: 1, first: root.id, members: vec![member], revoked }
     }
 
     /// Whoever changed the row must not gain two that sign, or a root of another name.
@@ -245,8 +253,9 @@ impl Authorities {
         next
     }
 
-    fn next(&self) -> Self {
-        Self { v: SEVERAL, sequence: self.sequence.saturating_add(1), ..self.clone() }
+    /// The same as a change begins.
+    pub(super) fn next(&self) -> Self {
+        Self { v: WITH_JWT_KEYS, sequence: self.sequence.saturating_add(1), ..self.clone() }
     }
 
     fn sorted(mut self) -> Self {

@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 
 use super::ca::{Ca, random_serial};
 use super::error::AuthorityError;
+use super::mirror::Mirror;
 use super::records::{DeviceRecord, EntryRecord};
 use super::room::Authority;
 use super::subject_key::SubjectKey;
@@ -71,10 +72,7 @@ impl Authority {
         };
         let holder = if *agent_held { Holder::Agent } else { Holder::Workload };
         let wish = Wish { entry: *entry, spiffe_id, public_key, workload, holder };
-        let device = match (caller.kind(), caller.device()) {
-            (CallerKind::Agent, Some(device)) => *device,
-            _ => return Err(Failure::invalid("only a device's agent asks for its workloads")),
-        };
+        let device = agents_device(caller)?;
         let (leaf, key) = self.workload_leaf(&device, &wish, target)?;
         if !self.bind(&leaf, &key, now) {
             return Err(taken());
@@ -91,14 +89,8 @@ impl Authority {
         target: &Target,
     ) -> Result<(Leaf, SubjectKey), Failure> {
         let mirror = self.mirror();
-        let host = mirror.device(device).filter(|host| !host.revoked);
-        let host = host.ok_or(Failure::new(Code::Denied, Reason::Revoked))?;
-        let record = mirror
-            .entry(&wish.entry)
-            .filter(|record| record.entry.draft.spiffe_id == *wish.spiffe_id)
-            .filter(|record| record.entry.is_for(&host.class, device))
-            .ok_or_else(|| Failure::absent("this device has no such entry"))?;
-        check_entry(record, wish, target)?;
+        let asked = (&wish.entry, wish.spiffe_id);
+        let (host, record) = entitled(&mirror, device, asked, wish.workload, target)?;
         let key = subject_key(wish.public_key)?;
         if mirror.device(&DeviceId(key.digest())).is_some() || self.issuers().is_key(&key.digest())
         {
@@ -169,8 +161,39 @@ impl Authority {
     }
 }
 
+/// The device whose agent asks; nobody else asks for workloads.
+pub(super) fn agents_device(caller: &Caller) -> Result<DeviceId, Failure> {
+    match (caller.kind(), caller.device()) {
+        (CallerKind::Agent, Some(device)) => Ok(*device),
+        _ => Err(Failure::invalid("only a device's agent asks for its workloads")),
+    }
+}
+
+/// The device and the entry by which its workload is given an identity, if everything holds.
+pub(super) fn entitled<'m>(
+    mirror: &'m Mirror,
+    device: &DeviceId,
+    (entry, spiffe_id): (&EntryId, &SpiffeId),
+    workload: &WorkloadFacts,
+    target: &Target,
+) -> Result<(&'m DeviceRecord, &'m EntryRecord), Failure> {
+    let host = mirror.device(device).filter(|host| !host.revoked);
+    let host = host.ok_or(Failure::new(Code::Denied, Reason::Revoked))?;
+    let record = mirror
+        .entry(entry)
+        .filter(|record| record.entry.draft.spiffe_id == *spiffe_id)
+        .filter(|record| record.entry.is_for(&host.class, device))
+        .ok_or_else(|| Failure::absent("this device has no such entry"))?;
+    check_entry(record, workload, target)?;
+    Ok((host, record))
+}
+
 /// What the entry itself demands.
-fn check_entry(record: &EntryRecord, wish: &Wish<'_>, target: &Target) -> Result<(), Failure> {
+fn check_entry(
+    record: &EntryRecord,
+    workload: &WorkloadFacts,
+    target: &Target,
+) -> Result<(), Failure> {
     if record.suspended {
         let hint = "this identity is revoked until an operator resumes it".to_owned();
         let failure = Failure::new(Code::Denied, Reason::Revoked);
@@ -180,7 +203,7 @@ fn check_entry(record: &EntryRecord, wish: &Wish<'_>, target: &Target) -> Result
     if *target != decided {
         return Err(Failure::new(Code::Unavailable, Reason::Changed));
     }
-    let missing = record.entry.missing(wish.workload);
+    let missing = record.entry.missing(workload);
     if !missing.is_empty() {
         let words: Vec<_> = missing.iter().map(ToString::to_string).collect();
         return Err(Failure::invalid(format!("the workload does not show {}", words.join(", "))));

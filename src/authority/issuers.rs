@@ -11,8 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use super::authorities::{Authorities, Member};
 use super::ca::{Ca, ClockTrust, Root};
 use super::error::AuthorityError;
+use super::jwt_key::{JwtKeyRow, JwtSigner};
 use super::key_seal::CaKeys;
-use crate::identity::Bundle;
+use crate::identity::{Bundle, BundleDocument};
+use crate::model::limits::JWKS_FRESH;
 use crate::model::{AuthorityState, Digest, Moment, SecretValue, TrustDomain};
 
 /// What opening needs beside the row.
@@ -28,6 +30,12 @@ pub(super) struct Issuers {
     pub active: Arc<Ca>,
     /// All that are trusted, in the row's order.
     pub all: Vec<Arc<Ca>>,
+    /// The keys for JWT-SVIDs of those that are trusted for what they have signed, in the same order.
+    pub signers: Vec<Arc<JwtSigner>>,
+    /// The one that signs JWT-SVIDs, and when its authority was prepared.
+    pub jwt: Option<(Arc<JwtSigner>, i64)>,
+    /// What the trust domain publishes of itself.
+    pub document: Arc<BundleDocument>,
     /// The roots by trust domain, for the view.
     pub bundles: Arc<HashMap<TrustDomain, Bundle>>,
     /// Their keys, for the view.
@@ -52,8 +60,20 @@ impl Issuers {
         }
         let active = row.members.iter().position(|it| it.state == AuthorityState::Active);
         let active = active.and_then(|at| all.get(at)).cloned();
-        let roots = all.iter().map(|ca| ca.root().clone()).collect();
+        let roots: Vec<_> = all.iter().map(|ca| ca.root().clone()).collect();
+        let signers = open_signers(row, former, opening)?;
+        let jwt = row.active().and_then(|it| {
+            let signer = signers.iter().find(|signer| *signer.authority() == it.id)?;
+            Some((Arc::clone(signer), it.prepared))
+        });
+        let keys = signers.iter().map(|signer| signer.public().clone()).collect();
+        let domain = opening.domain.clone();
+        let document = BundleDocument::new(domain, roots.clone(), keys, row.sequence, JWKS_FRESH)
+            .map_err(|_| AuthorityError::CaDamaged("two authorities have one key"))?;
         Ok(Self {
+            signers,
+            jwt,
+            document: Arc::new(document),
             active: active.ok_or(AuthorityError::CaMissing)?,
             bundles: Arc::new(HashMap::from([(opening.domain.clone(), Bundle { roots })])),
             own_issuers: Arc::new(all.iter().map(|ca| ca.key()).collect()),
@@ -70,6 +90,25 @@ impl Issuers {
     pub(super) fn roots(&self) -> Vec<String> {
         self.all.iter().map(|ca| STANDARD.encode(ca.root())).collect()
     }
+}
+
+/// The keys for JWT-SVIDs. A tainted authority's is not among them: tokens end in minutes and are
+/// asked for anew, so nobody need be given time.
+fn open_signers(
+    row: &Authorities,
+    former: Option<&Issuers>,
+    opening: &Opening,
+) -> Result<Vec<Arc<JwtSigner>>, AuthorityError> {
+    let mut signers = Vec::with_capacity(row.members.len());
+    for member in row.members.iter().filter(|it| it.state != AuthorityState::Tainted) {
+        let Some(key) = &member.jwt else { continue };
+        let held = former.and_then(|it| it.signers.iter().find(|it| it.is(&member.id, key)));
+        signers.push(match held {
+            Some(held) => Arc::clone(held),
+            None => Arc::new(JwtSigner::open(&member.id, key, opening)?),
+        });
+    }
+    Ok(signers)
 }
 
 fn open_one(member: &Member, opening: &Opening, now: Moment) -> Result<Ca, AuthorityError> {
@@ -94,6 +133,7 @@ pub(super) fn fresh(
     let (certificate, key) = Ca::create(&opening.domain, now)?;
     let id = Root::read(&certificate, &opening.domain)?.id;
     let sealed = opening.keys.seal.seal(&label(&id), &key);
+    let jwt = Some(JwtKeyRow::fresh(&id, opening, now.unix_s())?);
     let is_active = state == AuthorityState::Active;
     Ok(Member {
         id,
@@ -104,6 +144,7 @@ pub(super) fn fresh(
         retired: None,
         tainted: None,
         key: Some(STANDARD.encode(sealed)),
+        jwt,
     })
 }
 

@@ -18,6 +18,8 @@ mod error;
 mod guesses;
 mod issue;
 mod issuers;
+mod jwt;
+mod jwt_key;
 mod key_seal;
 mod living_keys;
 mod mirror;
@@ -34,6 +36,8 @@ mod token;
 
 #[cfg(test)]
 mod fake_store;
+#[cfg(test)]
+mod jwt_tests;
 #[cfg(test)]
 mod rotate_tests;
 #[cfg(test)]

@@ -23,8 +23,8 @@ use super::rotate::Acknowledged;
 use crate::decision_log::{Authority as ForAuthority, Grant};
 use crate::identity::{Caller, Identity, View};
 use crate::model::{
-    Answer, Ask, Clock, Code, Digest, Failure, Moment, Reason, Released, SecretValue, Target,
-    TrustDomain, limits,
+    Action, Answer, Ask, Clock, Code, Digest, Failure, Moment, Reason, Released, SecretValue,
+    Target, TrustDomain, limits,
 };
 use crate::store::{Expect, Store, StoreError, Table, Txn, Write};
 
@@ -57,6 +57,8 @@ pub struct Authority {
     pub(super) confirmed: Confirmed,
     pub(super) recent: Recent,
     pub(super) waiting: Arc<Waiting>,
+    /// What verifiers that know no SPIFFE call whoever signs our tokens.
+    pub(super) token_issuer: Option<String>,
     /// The authority that the broker's own certificate is of.
     pub(super) own_by: ArcSwapOption<Digest>,
     issuers: ArcSwap<Issuers>,
@@ -132,12 +134,19 @@ impl Authority {
             living_keys: LivingKeys::default(),
             guesses: Guesses::default(),
             confirmed: Confirmed::default(),
+            token_issuer: None,
             store,
             domain,
             clock,
             places,
         };
         Ok((authority, identity))
+    }
+
+    /// The same, with this issuer in its JWT-SVIDs (`iss`).
+    #[must_use]
+    pub fn with_token_issuer(self, issuer: Option<String>) -> Self {
+        Self { token_issuer: issuer, ..self }
     }
 
     /// What an ask of [`Kind::Authority`](crate::model::Kind) is about, as it stands now. An entry
@@ -152,14 +161,16 @@ impl Authority {
                 let is_known = self.may_enroll(token.as_ref(), caller);
                 return Ok(if is_known { Target::Itself } else { Target::Absent });
             }
-            Ask::Issue { entry, spiffe_id, .. } => (entry, spiffe_id),
+            Ask::Issue { entry, spiffe_id, .. } | Ask::IssueJwt { entry, spiffe_id, .. } => {
+                (entry, spiffe_id)
+            }
             Ask::EntryDelete { id, spiffe_id } => (id, spiffe_id),
             _ => return Ok(Target::Itself),
         };
         let mirror = self.mirror();
         let record = mirror.entry(id).filter(|it| it.entry.draft.spiffe_id == *spiffe_id);
         Ok(match record {
-            Some(record) if record.suspended && matches!(ask, Ask::Issue { .. }) => Target::Revoked,
+            Some(record) if record.suspended && ask.action() == Action::Issue => Target::Revoked,
             Some(record) => Target::Entry { id: *id, epoch: record.entry.epoch },
             None => Target::Absent,
         })
@@ -175,6 +186,9 @@ impl Authority {
         body: SecretValue,
     ) -> Result<Released, Failure> {
         let (caller, ask) = (grant.caller().clone(), grant.ask().clone());
+        if matches!(*ask, Ask::IssueJwt { .. }) {
+            return self.issue_jwt(&caller, &ask, grant.target(), grant.id(), grant.now());
+        }
         self.act(&caller, &ask, grant.target(), grant.under()?, grant.now(), body).await
     }
 

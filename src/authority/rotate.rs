@@ -16,7 +16,7 @@ use super::issuers::fresh;
 use super::mirror::{Mirror, Step};
 use super::records::DeviceRecord;
 use super::room::Authority;
-use crate::identity::{Caller, CallerKind};
+use crate::identity::{Caller, CallerKind, JwtKey};
 use crate::model::limits::{
     AGENT_TTL, DEVICES_MAX, LAST_SEEN_STEP, LEAF_TTL_MAX, OPERATOR_TTL, PENDING_SHOWN,
     REENROLL_WINDOW,
@@ -60,7 +60,9 @@ impl Authority {
             tainted: member.state == AuthorityState::Tainted,
         };
         let roots = row.members.iter().map(root).collect();
-        Ok(Released::head(Answer::Bundle { sequence: row.sequence, roots }))
+        // Never older than the row: keys are put in force before it.
+        let jwt_keys = self.bundle_document().jwt_keys().iter().map(JwtKey::to_jwk).collect();
+        Ok(Released::head(Answer::Bundle { sequence: row.sequence, roots, jwt_keys }))
     }
 
     /// One step; the answer is how all of them stand then.

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::connections::Connection;
 use super::metrics::Metrics;
 use super::outcome::{
-    Asked, Body, Climb, Same, index_of, is_repeatable, refusal_of, refuse, releases, unrecorded,
+    Asked, Body, Climb, Same, index_of, is_repeatable, refusal_of, refuse, releases, signs,
+    unrecorded,
 };
 use super::rates::Rates;
 use super::traffic::Traffic;
@@ -19,8 +20,8 @@ use crate::authority::{Authority, OwnIdentity};
 use crate::decision_log::{DecisionLog, Note, RecordError, Ruling};
 use crate::identity::{Caller, CallerKind, Identity, Peer};
 use crate::model::{
-    Action, Answer, Ask, CaStep, ClientRef, Clock, Code, Failure, Kind, Moment, Object, Reason,
-    Refusal, Released, RequestId, SecretValue, Target, fit_page,
+    Action, Answer, Ask, ClientRef, Clock, Code, Failure, Kind, Moment, Object, Reason, Refusal,
+    Released, RequestId, SecretValue, Target, fit_page,
 };
 use crate::policy::{Bundle, Generations, Policy};
 use crate::posture::{Challenge, Demand, Posture, Verdict};
@@ -216,11 +217,7 @@ impl Line {
 
     /// What stands against beginning, beside the decision.
     fn may_begin(&self, ask: &Ask, caller: &Caller) -> Result<(), Failure> {
-        let issuing = matches!(
-            ask,
-            Ask::Issue { .. } | Ask::Renew {} | Ask::Enroll { .. } | Ask::Ca(CaStep::Prepare {})
-        );
-        if issuing && !self.clock_agrees.load(Ordering::Relaxed) {
+        if signs(ask) && !self.clock_agrees.load(Ordering::Relaxed) {
             return Err(Failure::new(Code::Unavailable, Reason::ClockStep));
         }
         let Ask::EntryCreate { entry } = ask else { return Ok(()) };

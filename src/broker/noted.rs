@@ -101,6 +101,7 @@ fn told(
 ) -> Result<Option<(&'static str, Value)>, Failure> {
     let what = match ask {
         Ask::Issue { .. } => "issued",
+        Ask::IssueJwt { .. } => "issued_jwt",
         Ask::Renew {} => "renewed",
         Ask::Enroll { token: Some(_), .. } => "enrolled",
         Ask::Enroll { token: None, .. } => "returned",
@@ -114,6 +115,13 @@ fn told(
         Answer::Certificate { spiffe_id, chain, until, .. } => {
             certificate(caller, ask, spiffe_id, chain.first(), until)?
         }
+        Answer::JwtSvid { spiffe_id, kid, jti, until } => match ask {
+            Ask::IssueJwt { audience, entry, .. } => json!({
+                "aud": audience, "device": caller.device(), "entry": entry, "jti": jti, "kid": kid,
+                "spiffe_id": spiffe_id, "until": until,
+            }),
+            _ => return Err(unreadable()),
+        },
         Answer::Token(head) => {
             json!({ "name": head.name, "token": token_of(released)?, "until": head.until })
         }

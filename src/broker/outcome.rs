@@ -61,10 +61,23 @@ pub fn releases(ask: &Ask) -> bool {
         Ask::TokenCreate { .. }
             | Ask::OperatorAdd { .. }
             | Ask::Issue { .. }
+            | Ask::IssueJwt { .. }
             | Ask::Renew {}
             | Ask::Enroll { .. }
     );
     gives_a_credential || is_repeatable(ask)
+}
+
+/// Asks that have something signed, which is never done by wrong clocks.
+pub fn signs(ask: &Ask) -> bool {
+    matches!(
+        ask,
+        Ask::Issue { .. }
+            | Ask::IssueJwt { .. }
+            | Ask::Renew {}
+            | Ask::Enroll { .. }
+            | Ask::Ca(CaStep::Prepare {})
+    )
 }
 
 /// Asks that change nothing, so that they may simply be decided and carried out once more.

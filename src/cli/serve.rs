@@ -105,6 +105,7 @@ fn wishes(options: &InitOptions) -> Result<(Wishes, Option<Box<dyn KeyProvider>>
         management: options.management,
         advertise,
         advertise_enrolment,
+        oidc_issuer: None,
         seal,
         caller_rate: crate::model::limits::CALLER_RATE,
         denial_rate: crate::model::limits::DENIAL_RATE,

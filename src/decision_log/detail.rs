@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::line::Line;
 use super::merkle::sha256;
-use crate::model::{Ask, CaStep, Digest, EntryDraft, Labels};
+use crate::model::{Ask, CaStep, Digest, EntryDraft, Labels, WorkloadFacts};
 
 /// Bytes of a digest that stands for a text or a token: enough to find it again.
 const SHORT: usize = 16;
@@ -33,7 +33,7 @@ pub(super) fn of(line: &mut Line, ask: &Ask) {
         | Ask::Undelete { version: Some(version), .. } => {
             line.key("detail").object(|line| line.key("version").number(*version));
         }
-        Ask::Enroll { .. } | Ask::Issue { .. } => identity(line, ask),
+        Ask::Enroll { .. } | Ask::Issue { .. } | Ask::IssueJwt { .. } => identity(line, ask),
         Ask::TokenCreate { class, ttl_s } => line.key("detail").object(|line| {
             text(line, "class", class.as_str(), WIDE);
             line.key("ttl_s").number(u64::from(*ttl_s));
@@ -139,20 +139,29 @@ fn identity(line: &mut Line, ask: &Ask) {
         Ask::Issue { agent_held, entry, workload, .. } => line.key("detail").object(|line| {
             line.key("agent_held").truth(*agent_held);
             line.key("entry").display(entry);
-            if let Some(Digest(exe)) = &workload.exe_sha256 {
-                line.key("exe").hex(exe);
-            }
-            if let Some(path) = &workload.path {
-                let room = if workload.pod_uid.is_some() { NARROW } else { WIDE };
-                text(line, "path", path, room);
-            }
-            if let Some(uid) = &workload.pod_uid {
-                text(line, "pod", uid, NARROW);
-            }
-            line.key("uid").number(u64::from(workload.uid));
+            process(line, workload);
+        }),
+        Ask::IssueJwt { audience, entry, workload, .. } => line.key("detail").object(|line| {
+            text(line, "aud", audience.as_str(), NARROW);
+            line.key("entry").display(entry);
+            process(line, workload);
         }),
         _ => {}
     }
+}
+
+fn process(line: &mut Line, workload: &WorkloadFacts) {
+    if let Some(Digest(exe)) = &workload.exe_sha256 {
+        line.key("exe").hex(exe);
+    }
+    if let Some(path) = &workload.path {
+        let room = if workload.pod_uid.is_some() { NARROW } else { WIDE };
+        text(line, "path", path, room);
+    }
+    if let Some(uid) = &workload.pod_uid {
+        text(line, "pod", uid, NARROW);
+    }
+    line.key("uid").number(u64::from(workload.uid));
 }
 
 fn draft(line: &mut Line, entry: &EntryDraft) {
@@ -254,6 +263,17 @@ mod tests {
                 "workload": workload, "agent_held": false,
             }}))
         };
+        let jwt = of(json!({"issue_jwt": {
+            "entry": ID, "spiffe_id": "spiffe://corp.example/api", "audience": "https://a.example",
+            "workload": {
+                "pid": 1, "start_ticks": 2, "uid": 1000, "gid": 1000, "path": "/usr/bin/api",
+                "exe_sha256": exe, "unit": null, "pinned": true,
+            },
+        }}));
+        let want = json!({
+            "aud": "https://a.example", "entry": ID, "exe": exe, "path": "/usr/bin/api", "uid": 1000,
+        });
+        assert_eq!(jwt, want);
         let told = issue("/usr/bin/api");
         let want = json!({
             "agent_held": false, "entry": ID, "exe": exe, "path": "/usr/bin/api", "uid": 1000,
@@ -294,6 +314,20 @@ mod tests {
                 "entry": ID, "spiffe_id": id, "public_key": long, "agent_held": false,
                 "workload": {
                     "pid": 1, "start_ticks": 2, "uid": u32::MAX, "gid": 1, "path": long,
+                    "exe_sha256": device, "unit": null, "pinned": true,
+                },
+            }}),
+            json!({"issue_jwt": {
+                "entry": ID, "spiffe_id": id, "audience": "\"".repeat(512),
+                "workload": {
+                    "pid": 1, "start_ticks": 2, "uid": u32::MAX, "gid": 1, "path": long,
+                    "exe_sha256": device, "unit": null, "pod_uid": long, "pinned": true,
+                },
+            }}),
+            json!({"issue_jwt": {
+                "entry": ID, "spiffe_id": id, "audience": "a".repeat(NARROW),
+                "workload": {
+                    "pid": 1, "start_ticks": 2, "uid": u32::MAX, "gid": 1, "path": "p".repeat(WIDE),
                     "exe_sha256": device, "unit": null, "pinned": true,
                 },
             }}),

@@ -265,6 +265,13 @@ impl BundleDocument {
         Value::Object(document).to_string().into_bytes()
     }
 
+    /// The JWK Set for verifiers that know no SPIFFE (OpenID Connect Discovery 1.0 §3): only keys for
+    /// JWT-SVIDs, each with `use` as they expect it.
+    pub fn to_oidc_jwks(&self) -> Vec<u8> {
+        let keys: Vec<Value> = self.jwt_keys.iter().map(|key| key.jwk_for("sig")).collect();
+        json!({ "keys": keys }).to_string().into_bytes()
+    }
+
     /// The JWK Set of the Workload API (FetchJWTBundles): only keys for JWT-SVIDs, each with its
     /// `use`, which the standard leaves open there.
     pub fn to_jwks(&self) -> Vec<u8> {

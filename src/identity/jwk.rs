@@ -15,6 +15,7 @@ use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::jwt_algorithm::{Check, Curve, JwtAlgorithm};
+use crate::model::Digest;
 use crate::model::limits::{KEY_ID_MAX, RSA_BITS_MAX, RSA_BITS_MIN};
 
 /// Members that only a private or a symmetric key has (RFC 7518 §6.2.2, §6.3.2, §6.4).
@@ -93,6 +94,22 @@ impl JwtKey {
         Ok(Self { kid: key_id(kid)?, material: Material::Ec(curve, point.into()), algorithm: None })
     }
 
+    /// The same, called by its thumbprint (RFC 7638), which everybody can compute.
+    ///
+    /// # Errors
+    /// When the point is none.
+    pub fn ec_by_thumbprint(point: &[u8]) -> Result<Self, JwkError> {
+        let members = ec_members(point).ok_or(JwkError::Curve)?;
+        let member = |name: &str| members.get(name).and_then(Value::as_str).unwrap_or_default();
+        let text = format!(
+            r#"{{"crv":"{}","kty":"EC","x":"{}","y":"{}"}}"#,
+            member("crv"),
+            member("x"),
+            member("y")
+        );
+        Self::ec(&URL_SAFE_NO_PAD.encode(Digest::of(text.as_bytes()).0), point)
+    }
+
     /// An RSA key of 2048 to 8192 bits, by its big-endian components without leading zeros.
     ///
     /// # Errors
@@ -167,14 +184,19 @@ impl JwtKey {
     }
 
     /// The element of a key set; `use` is always told.
-    pub(super) fn to_jwk(&self) -> Value {
+    pub fn to_jwk(&self) -> Value {
+        self.jwk_for("jwt-svid")
+    }
+
+    /// The same, with another word for what the key is for.
+    pub(super) fn jwk_for(&self, purpose: &str) -> Value {
         let mut jwk = match &self.material {
             Material::Ec(_, point) => ec_members(point),
             Material::Rsa { modulus, exponent } => Some(rsa_members(modulus, exponent)),
         }
         .unwrap_or_default();
         jwk.insert("kid".into(), json!(self.kid));
-        jwk.insert("use".into(), json!("jwt-svid"));
+        jwk.insert("use".into(), json!(purpose));
         if let Some(algorithm) = self.algorithm {
             jwk.insert("alg".into(), json!(algorithm.word()));
         }

@@ -7,7 +7,7 @@ use super::device::{DeviceClass, DeviceId};
 use super::duty::{DutyChanges, PendingAgent};
 use super::entry::Entry;
 use super::ids::{RequestId, StartId};
-use super::name::SecretName;
+use super::items::{SecretItem, VersionItem};
 use super::secret::Labels;
 use super::spiffe_id::SpiffeId;
 
@@ -158,44 +158,6 @@ pub struct Refusal {
     pub hint: Option<String>,
 }
 
-/// One name in a listing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SecretItem {
-    /// The name.
-    pub name: SecretName,
-    /// The active version; absent when every version is deleted or staged.
-    pub active: Option<u64>,
-    /// Labels.
-    #[serde(default, skip_serializing_if = "Labels::is_empty")]
-    pub labels: Labels,
-    /// Whether the whole secret is deleted (and can be brought back).
-    #[serde(default)]
-    pub deleted: bool,
-}
-
-/// The state of one version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VersionState {
-    /// Served to readers who name no version.
-    Active,
-    /// Served to readers who name it.
-    Available,
-    /// Hidden; can be brought back.
-    Deleted,
-}
-
-/// One version of a secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VersionItem {
-    /// Its number, from 1, never reused.
-    pub version: u64,
-    /// Its state.
-    pub state: VersionState,
-    /// When it was written, RFC 3339.
-    pub created: String,
-}
-
 /// One device in a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceSummary {
@@ -318,6 +280,17 @@ pub enum Answer {
         /// End, RFC 3339.
         until: String,
     },
+    /// A JWT-SVID was made; it is the body.
+    JwtSvid {
+        /// The identity.
+        spiffe_id: SpiffeId,
+        /// The key that signed it.
+        kid: String,
+        /// The token's own id: that of the request that it was issued under.
+        jti: RequestId,
+        /// End, RFC 3339.
+        until: String,
+    },
     /// The entries for one device, or all, in the order of their ids.
     Entries {
         /// Them.
@@ -342,6 +315,9 @@ pub enum Answer {
         sequence: u64,
         /// Them, the younger before the older.
         roots: Vec<BundleRoot>,
+        /// The keys for JWT-SVIDs, as RFC 7517 writes keys; a broker from before them tells none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        jwt_keys: Vec<serde_json::Value>,
     },
     /// The authorities and who lives by them.
     Authorities(CaStanding),

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::audience::Audience;
 use super::authority::{BundleHeld, CaStep};
 use super::device::{DeviceClass, DeviceId, Digest};
 use super::duty::Since;
@@ -154,6 +155,17 @@ pub enum Ask {
         /// The key stays with the agent (true) or goes to the workload (false).
         agent_held: bool,
     },
+    /// A JWT-SVID for a workload that the caller's agent attests; it is the answer's body.
+    IssueJwt {
+        /// By which entry.
+        entry: EntryId,
+        /// The entry's SPIFFE ID, as the agent knows it.
+        spiffe_id: SpiffeId,
+        /// Whom the token is for.
+        audience: Audience,
+        /// What the kernel says of the process.
+        workload: WorkloadFacts,
+    },
     /// A single-use join token for a new device of this class.
     TokenCreate {
         /// The class that the device will have.
@@ -285,7 +297,7 @@ impl Ask {
             Self::Report { .. } => Action::Report,
             Self::Renew {} => Action::Renew,
             Self::Enroll { .. } => Action::Enroll,
-            Self::Issue { .. } => Action::Issue,
+            Self::Issue { .. } | Self::IssueJwt { .. } => Action::Issue,
             Self::OperatorRemove { .. } | Self::DeviceRevoke { .. } => Action::Revoke,
             Self::EntryDelete { .. } | Self::Revoke { .. } => Action::Revoke,
             Self::RevokeSvid { .. } => Action::Revoke,
@@ -317,6 +329,7 @@ impl Ask {
             Self::Ca(step) => step.op(),
             Self::Enroll { .. } => "enroll",
             Self::Issue { .. } => "issue",
+            Self::IssueJwt { .. } => "issue_jwt",
             Self::TokenCreate { .. } => "token_create",
             Self::OperatorAdd { .. } => "operator_add",
             Self::OperatorRemove { .. } => "operator_remove",

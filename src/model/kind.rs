@@ -37,6 +37,7 @@ impl Ask {
                 Kind::Authority
             }
             Self::EntryDelete { .. } | Self::Revoke { .. } => Kind::Authority,
+            Self::IssueJwt { .. } => Kind::Authority,
             Self::RevokeSvid { .. } | Self::Retract { .. } => Kind::Authority,
             Self::Bundle { .. } | Self::Ca(_) => Kind::Authority,
             Self::CanI { .. } | Self::Report { .. } | Self::PolicyRead {} => Kind::Administration,

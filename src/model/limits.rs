@@ -155,8 +155,9 @@ pub const WORKLOAD_CONNECTIONS_PER_UID: usize = 640;
 pub const WORKLOAD_STREAMS: u32 = 16;
 /// Headers of one call to the Workload API, in bytes: honest ones have three hundred.
 pub const WORKLOAD_HEADERS: u32 = 16 * 1024;
-/// The request of one call to the Workload API, in bytes: the X.509 ones are empty.
-pub const WORKLOAD_REQUEST: usize = 4 * 1024;
+/// The request of one call to the Workload API, in bytes: a token that shall be validated, and its
+/// audience.
+pub const WORKLOAD_REQUEST: usize = JWT_MAX + 4 * 1024;
 /// Receive windows of the Workload API, in bytes, for a stream and for a connection.
 pub const WORKLOAD_WINDOW: u32 = 64 * 1024;
 /// Calls to the Workload API that one user may make at once …
@@ -261,6 +262,17 @@ pub const JWT_MAX: usize = 16 * 1024;
 pub const JWT_DEPTH: usize = 8;
 /// Audiences of one JWT-SVID, as in other verifiers of the field.
 pub const JWT_AUDIENCES_MAX: usize = 32;
+/// One audience of a JWT-SVID of ours, in bytes: a URL or a SPIFFE ID. It stands in the log.
+pub const JWT_AUDIENCE_MAX: usize = 512;
+/// Life of a JWT-SVID. Whoever holds it can use it, and nobody is asked: it ends by expiry only.
+pub const JWT_TTL: Duration = Duration::from_secs(5 * 60);
+/// A key for JWT-SVIDs that came to an authority that signs already is published this long before it
+/// signs: ten times the longest wait between two looks of an agent.
+pub const JWT_KEY_REST: Duration = Duration::from_secs(5 * 60);
+/// The name of our issuer for verifiers that know no SPIFFE, in bytes; it stands in every token.
+pub const OIDC_ISSUER_MAX: usize = 256;
+/// How long others may keep our keys for JWT-SVIDs before they look again.
+pub const JWKS_FRESH: Duration = Duration::from_secs(5 * 60);
 /// A JWT-SVID may have been issued this much in our future, by the clock of whoever issued it. Its
 /// `exp` and `nbf` are judged exactly.
 pub const JWT_ISSUED_SKEW: Duration = Duration::from_secs(60);

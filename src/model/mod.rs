@@ -6,6 +6,7 @@
 
 mod answer;
 mod ask;
+mod audience;
 mod authority;
 mod client_ref;
 mod clock;
@@ -14,6 +15,7 @@ mod diagnostic;
 mod duty;
 mod entry;
 mod ids;
+mod items;
 mod join_secret;
 mod kind;
 pub mod limits;
@@ -26,11 +28,9 @@ mod spiffe_id;
 mod strict_json;
 mod target;
 
-pub use answer::{
-    Answer, Code, DeviceSummary, OperatorToken, Reason, Refusal, SecretItem, VersionItem,
-    VersionState,
-};
+pub use answer::{Answer, Code, DeviceSummary, OperatorToken, Reason, Refusal};
 pub use ask::Ask;
+pub use audience::{Audience, AudienceError};
 pub use authority::{
     AuthorityState, AuthoritySummary, BundleHeld, BundleRoot, CaStanding, CaStep, PendingDevice,
 };
@@ -43,6 +43,7 @@ pub use entry::{
     Entry, EntryDraft, EntryError, RetractedSvid, Selector, WorkloadFacts, is_pod_uid,
 };
 pub use ids::{EntryId, IdError, RequestId, Serial, SerialError, StartId};
+pub use items::{SecretItem, VersionItem, VersionState};
 pub use join_secret::join_secret_digest;
 pub use kind::Kind;
 pub use name::{NameError, Namespace, SecretName, SecretPrefix, check_segment};

@@ -105,8 +105,12 @@ pub(super) fn object(
         }
         Ask::Bundle { .. } | Ask::Ca(_) => Object::Bundle(domain.clone()),
         Ask::Enroll { .. } => return Ok(APPLICANT_OBJECT.to_owned()),
-        Ask::Issue { spiffe_id, .. } if spiffe_id.is_reserved() => return Err(NoObject::Forbidden),
-        Ask::Issue { spiffe_id, .. } => Object::Svid(own(spiffe_id)?),
+        Ask::Issue { spiffe_id, .. } | Ask::IssueJwt { spiffe_id, .. } => {
+            if spiffe_id.is_reserved() {
+                return Err(NoObject::Forbidden);
+            }
+            Object::Svid(own(spiffe_id)?)
+        }
         Ask::Revoke { spiffe_id, .. } | Ask::RevokeSvid { spiffe_id, .. } => {
             Object::Svid(own(spiffe_id)?)
         }
@@ -216,7 +220,8 @@ pub(super) fn may_know_of(ask: &Ask, object: &str) -> (Action, String) {
     match ask {
         Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => list_of(Object::Devices),
         Ask::OperatorRemove { .. } => list_of(Object::Devices),
-        Ask::EntryDelete { .. } | Ask::Issue { .. } => list_of(Object::Entries),
+        Ask::EntryDelete { .. } => list_of(Object::Entries),
+        Ask::Issue { .. } | Ask::IssueJwt { .. } => list_of(Object::Entries),
         Ask::Revoke { .. } | Ask::RevokeSvid { .. } => list_of(Object::Entries),
         _ => (Action::List, object.to_owned()),
     }

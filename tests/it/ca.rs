@@ -20,13 +20,13 @@ use super::workload_api::{endpoint, entry, first_given, holds_together, runtime,
 
 const MOST: Duration = Duration::from_secs(90);
 
-fn ca(stage: &Stage, args: &[&str]) -> Value {
+pub fn ca(stage: &Stage, args: &[&str]) -> Value {
     let args: Vec<_> = std::iter::once("ca").chain(args.iter().copied()).collect();
     stage.operator_must(&args, None).unwrap().json()
 }
 
 /// The ids of the authorities in this state.
-fn of(standing: &Value, state: &str) -> Vec<String> {
+pub fn of(standing: &Value, state: &str) -> Vec<String> {
     let all = standing["authorities"].as_array().unwrap().iter();
     let of = all.filter(|it| it["state"] == state);
     of.map(|it| it["id"].as_str().unwrap().to_owned()).collect()
@@ -38,7 +38,7 @@ fn states(standing: &Value) -> Vec<(Value, Value)> {
     all.map(|it| (it["id"].clone(), it["state"].clone())).collect()
 }
 
-fn acknowledged(stage: &Stage) {
+pub fn acknowledged(stage: &Stage) {
     until(MOST, || ca(stage, &["show"]), |it| it["live"] == 1 && it["acknowledged"] == 1);
 }
 

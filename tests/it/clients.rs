@@ -68,6 +68,10 @@ fn libraries_that_others_wrote_work_unmodified_across_a_rotation() {
     let mut watching = go.as_ref().map(|go| start(&stage, go, &["2"]));
     if let Some((python, _)) = &python {
         asks_with_python(&stage, python);
+        tokens_in_python(&stage, python);
+    }
+    if let Some(go) = &go {
+        tokens_in_go(&stage, go);
     }
     mutual_tls_goes_on(&stage);
     if let Some(go) = &mut watching {
@@ -135,6 +139,30 @@ with WorkloadApiClient() as client:
     print(svid.spiffe_id, len(svid.cert_chain), len(roots.bundles))
 "#;
 
+/// A token, checked by the agent and by the library; nobody else's audience; and as somebody checks it
+/// who knows no SPIFFE, by the keys of the broker's management port.
+const TOKENS: &str = r#"
+import sys, jwt
+from spiffe import JwtSvid, SpiffeId, TrustDomain, WorkloadApiClient
+with WorkloadApiClient() as client:
+    token = client.fetch_jwt_svid(audience={"https://a.example"}).token
+    keys = client.fetch_jwt_bundles().get_bundle_for_trust_domain(TrustDomain("dev.doorward"))
+    offline = JwtSvid.parse_and_validate(token, keys, {"https://a.example"})
+    online = client.validate_jwt_svid(token, "https://a.example")
+    mine = client.fetch_jwt_svids(audience={"b"}, subject=SpiffeId("spiffe://dev.doorward/py"))
+    refused = 0
+    for wrong in (lambda: JwtSvid.parse_and_validate(token, keys, {"https://b.example"}),
+                  lambda: client.validate_jwt_svid(token, "https://b.example"),
+                  lambda: client.fetch_jwt_svid(audience={"a", "b"})):
+        try:
+            wrong()
+        except Exception:
+            refused += 1
+    key = jwt.PyJWKClient(sys.argv[1]).get_signing_key_from_jwt(token)
+    plain = jwt.decode(token, key.key, algorithms=["ES256"], audience="https://a.example")
+    print(offline.spiffe_id, online.spiffe_id, plain["sub"], len(mine), refused)
+"#;
+
 /// A Python with the package `spiffe` (`$DOORWARD_SPIFFE_PYTHON`, else `python3`), and what it really is.
 fn python_with_spiffe() -> Option<(PathBuf, PathBuf)> {
     let named = std::env::var_os("DOORWARD_SPIFFE_PYTHON").map(PathBuf::from);
@@ -158,6 +186,29 @@ fn asks_with_python(stage: &Stage, python: &Path) {
         (told, String::from_utf8_lossy(&output.stderr).into_owned())
     };
     until(MOST, run, |(told, _)| told == "spiffe://dev.doorward/py 1 1");
+}
+
+fn tokens_in_python(stage: &Stage, python: &Path) {
+    let mut command = Command::new(python);
+    let keys = format!("http://127.0.0.1:{}/keys", stage.management());
+    command.args(["-c", TOKENS, &keys]).env("SPIFFE_ENDPOINT_SOCKET", endpoint(stage));
+    let output = command.output().unwrap();
+    let me = "spiffe://dev.doorward/py";
+    let (told, why) = (output.stdout, String::from_utf8_lossy(&output.stderr).into_owned());
+    assert_eq!(String::from_utf8_lossy(&told).trim(), format!("{me} {me} {me} 1 3"), "{why}");
+}
+
+/// The same in Go; the program ends with a failure if a check is otherwise.
+fn tokens_in_go(stage: &Stage, go: &Path) {
+    let run = || {
+        let mut command = Command::new(go);
+        command.arg("jwt").env("SPIFFE_ENDPOINT_SOCKET", endpoint(stage));
+        let output = command.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        (told, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let me = "spiffe://dev.doorward/go";
+    until(MOST, run, |(told, _)| *told == format!("{me} {me} 2"));
 }
 
 /// The client written with go-spiffe, built, where there is Go.

@@ -26,7 +26,7 @@ pub fn of_op<'a>(records: &'a [Value], op: &str) -> Vec<&'a Value> {
 }
 
 /// The note of what one request did.
-fn outcome<'a>(records: &'a [Value], request: &Value) -> &'a Value {
+pub fn outcome<'a>(records: &'a [Value], request: &Value) -> &'a Value {
     let is_outcome = |record: &&Value| {
         record["kind"] == "identity" && record["id"] == *request && record["what"] != "epochs"
     };

@@ -48,6 +48,7 @@ impl House {
             management: "127.0.0.1:0".parse().unwrap(),
             advertise: listen.to_string(),
             advertise_enrolment: enrolment.to_string(),
+            oidc_issuer: None,
             seal: app::SealConfig::KeyFile("seal.key".into()),
             caller_rate: 500,
             denial_rate: 20,

@@ -14,6 +14,7 @@ mod handshakes;
 mod hidden;
 mod http2;
 mod journey;
+mod jwt;
 mod kill;
 mod line;
 mod lists;

@@ -218,14 +218,24 @@ fn what_a_call_must_carry_and_what_is_not_served() {
             assert_eq!(code, "3", "{headers:?}: {message}");
         }
         for path in [
-            "/SpiffeWorkloadAPI/FetchJWTSVID",
-            "/SpiffeWorkloadAPI/FetchJWTBundles",
-            "/SpiffeWorkloadAPI/ValidateJWTSVID",
             "/SpiffeWorkloadAPI/FetchWITSVID",
+            "/SpiffeWorkloadAPI/FetchWITBundles",
             "/SpiffeWorkloadAPI/Else",
         ] {
             let (code, message) = status(path, OK).await;
             assert_eq!(code, "12", "{path}: {message}");
+        }
+        // The JWT profile: whoever does not say what he wants is told so before he is looked at.
+        for (path, wanted) in [
+            ("/SpiffeWorkloadAPI/FetchJWTSVID", ("3", "audience must be specified")),
+            ("/SpiffeWorkloadAPI/ValidateJWTSVID", ("3", "audience must be specified")),
+            ("/SpiffeWorkloadAPI/FetchJWTBundles", ("7", "no identity issued")),
+        ] {
+            let (code, message) = status(path, OK).await;
+            assert_eq!((code.as_str(), message.contains(wanted.1)), (wanted.0, true), "{message}");
+            let (code, message) = status(path, &[]).await;
+            assert_eq!(code, "3", "{path}: {message}");
+            assert!(message.contains("security header"), "{path}: {message}");
         }
     });
 }

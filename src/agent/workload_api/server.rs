@@ -8,16 +8,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures_util::stream::unfold;
+use futures_util::stream::{iter, unfold};
 use http_body::Body as _;
+use prost::Message;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Bytes, Service, http};
 use tonic::transport::Server;
+use zeroize::Zeroizing;
 
 use super::super::local::{Bounds, LocalListener, SocketError, Visitor};
 use super::connection::Connection;
+use super::jwt::{self, JwtBundles};
 use super::messages::{Nothing, PREFIX, only_message};
 use super::rates::Rates;
 use super::reply::{Messages, Reply};
@@ -104,6 +107,9 @@ impl Service<http::Request<Body>> for WorkloadApi {
 enum Method {
     FetchX509Svid,
     FetchX509Bundles,
+    FetchJwtSvid,
+    FetchJwtBundles,
+    ValidateJwtSvid,
 }
 
 impl Api {
@@ -128,12 +134,23 @@ impl Api {
         let body = tokio::time::timeout(HEAD_TIMEOUT, whole(body));
         let body =
             body.await.map_err(|_| Status::invalid_argument("the request did not arrive"))?;
-        only_message::<Nothing>(&body?)
-            .ok_or_else(|| Status::invalid_argument("the request is not one plain message"))?;
-        let watch = Watch::new(self.ground.clone(), visitor);
+        let body = Zeroizing::new(body?); // a token may be in it
+        let mut watch = Watch::new(self.ground.clone(), visitor);
         match method {
-            Method::FetchX509Svid => opened(X509Svids::new(watch), next_svids).await,
-            Method::FetchX509Bundles => opened(X509Bundles::new(watch), next_bundles).await,
+            Method::FetchX509Svid => {
+                asked::<Nothing>(&body)?;
+                opened(X509Svids::new(watch), next_svids).await
+            }
+            Method::FetchX509Bundles => {
+                asked::<Nothing>(&body)?;
+                opened(X509Bundles::new(watch), next_bundles).await
+            }
+            Method::FetchJwtSvid => jwt::fetch(watch, asked(&body)?).await.map(only),
+            Method::FetchJwtBundles => {
+                asked::<Nothing>(&body)?;
+                opened(JwtBundles::new(watch), next_keys).await
+            }
+            Method::ValidateJwtSvid => jwt::validate(&mut watch, &asked(&body)?).await.map(only),
         }
     }
 }
@@ -146,6 +163,21 @@ fn next_svids(mut svids: X509Svids) -> Next<X509Svids> {
 
 fn next_bundles(mut bundles: X509Bundles) -> Next<X509Bundles> {
     Box::pin(async move { (bundles.next().await, bundles) })
+}
+
+fn next_keys(mut keys: JwtBundles) -> Next<JwtBundles> {
+    Box::pin(async move { (keys.next().await, keys) })
+}
+
+/// The request, which is one message.
+fn asked<M: Message + Default>(body: &[u8]) -> Result<M, Status> {
+    only_message(body)
+        .ok_or_else(|| Status::invalid_argument("the request is not one plain message"))
+}
+
+/// The answer of a call that has one, and then the status that all is well.
+fn only(message: Bytes) -> Messages {
+    Box::pin(iter([Ok(message), Err(Status::ok(""))]))
 }
 
 /// A stream whose first message is there. A refusal at once is the answer's head; a later one ends
@@ -181,9 +213,9 @@ fn method_of(path: &str) -> Result<Method, Status> {
     match path.strip_prefix(SERVICE) {
         Some("FetchX509SVID") => Ok(Method::FetchX509Svid),
         Some("FetchX509Bundles") => Ok(Method::FetchX509Bundles),
-        Some("FetchJWTSVID" | "FetchJWTBundles" | "ValidateJWTSVID") => {
-            Err(Status::unimplemented("this agent does not serve the JWT-SVID profile"))
-        }
+        Some("FetchJWTSVID") => Ok(Method::FetchJwtSvid),
+        Some("FetchJWTBundles") => Ok(Method::FetchJwtBundles),
+        Some("ValidateJWTSVID") => Ok(Method::ValidateJwtSvid),
         Some("FetchWITSVID" | "FetchWITBundles") => {
             Err(Status::unimplemented("this agent does not serve the WIT-SVID profile"))
         }
@@ -232,8 +264,11 @@ mod tests {
         let method = |path| method_of(path).map_err(|status| status.code());
         assert_eq!(method("/SpiffeWorkloadAPI/FetchX509SVID"), Ok(Method::FetchX509Svid));
         assert_eq!(method("/SpiffeWorkloadAPI/FetchX509Bundles"), Ok(Method::FetchX509Bundles));
+        assert_eq!(method("/SpiffeWorkloadAPI/FetchJWTSVID"), Ok(Method::FetchJwtSvid));
+        assert_eq!(method("/SpiffeWorkloadAPI/FetchJWTBundles"), Ok(Method::FetchJwtBundles));
+        assert_eq!(method("/SpiffeWorkloadAPI/ValidateJWTSVID"), Ok(Method::ValidateJwtSvid));
         for path in [
-            "/SpiffeWorkloadAPI/FetchJWTSVID",
+            "/SpiffeWorkloadAPI/FetchWITSVID",
             "/SpiffeWorkloadAPI/FetchX509svid",
             "/SpiffeWorkloadAPI/",
             "/spiffe.SpiffeWorkloadAPI/FetchX509SVID",

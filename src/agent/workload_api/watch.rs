@@ -76,7 +76,11 @@ impl Watch {
     }
 
     /// The entries of the process; `first` waits for fresh ones if none fits.
-    async fn fitting(&mut self, who: &Arc<Attested>, first: bool) -> Result<Vec<Entry>, Status> {
+    pub(super) async fn fitting(
+        &mut self,
+        who: &Arc<Attested>,
+        first: bool,
+    ) -> Result<Vec<Entry>, Status> {
         let workloads = &self.ground.workloads;
         if first && !workloads.is_ready() {
             return Err(Status::unavailable("the agent is starting, or has lost its broker"));
@@ -102,8 +106,23 @@ impl Watch {
         entries
     }
 
+    /// A refusal that comes of an agent that was not heard of yet is none of the process's.
+    pub(super) fn is_passing(&self, refusal: &crate::model::Refusal) -> bool {
+        fault::is_passing(refusal) || !self.ground.workloads.is_ready()
+    }
+
+    /// What all streams stand on.
+    pub(super) fn ground(&self) -> &Ground {
+        &self.ground
+    }
+
+    /// The roots in force, and each time that they change.
+    pub(super) fn roots(&mut self) -> &mut watch::Receiver<Arc<Roots>> {
+        &mut self.roots
+    }
+
     /// Waits for the next reason to look.
-    async fn look(&mut self) -> Result<(), Status> {
+    pub(super) async fn look(&mut self) -> Result<(), Status> {
         let mut stop = self.ground.stop.clone();
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => {
@@ -212,7 +231,7 @@ impl X509Svids {
                     chains.push(chain);
                     until = Some(until.map_or(ends, |until: OffsetDateTime| until.min(ends)));
                 }
-                Err(WorkloadError::Refused(refusal)) if !self.is_passing(&refusal) => {
+                Err(WorkloadError::Refused(refusal)) if !self.watch.is_passing(&refusal) => {
                     refused = refused.or(Some(refusal));
                 }
                 Err(WorkloadError::Refused(_)) => {
@@ -232,11 +251,6 @@ impl X509Svids {
         let _counted = chains.iter().map(|it| self.watch.ground.workloads.count(it)).collect();
         let marks = marks(entries);
         Ok((message, Given { marks, until, renew_at, rest_until: None, roots, chains, _counted }))
-    }
-
-    /// A refusal that comes of an agent that was not heard of yet is none of the process's.
-    fn is_passing(&self, refusal: &crate::model::Refusal) -> bool {
-        fault::is_passing(refusal) || !self.watch.ground.workloads.is_ready()
     }
 
     async fn one(
@@ -307,7 +321,7 @@ impl ConcatDer for [CertificateDer<'static>] {
     }
 }
 
-fn too_large() -> Status {
+pub(super) fn too_large() -> Status {
     Status::internal("the answer is too large")
 }
 

@@ -16,6 +16,7 @@ use crate::broker::outcome::Ready;
 use crate::model::{
     Answer, Ask, ClientRef, Code, DutyChanges, Reason, Refusal, Released, RequestId, Target, limits,
 };
+use crate::wire::Ahead;
 
 /// Why a wait ends.
 enum Woken {
@@ -53,7 +54,7 @@ impl Stream<'_> {
     pub(super) async fn hang(
         self,
         mut send: quinn::SendStream,
-        recv: quinn::RecvStream,
+        recv: Ahead<quinn::RecvStream>,
         client: Option<ClientRef>,
         ask: Arc<Ask>,
     ) {

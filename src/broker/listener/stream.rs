@@ -213,7 +213,7 @@ pub(super) struct Incoming {
 
 impl Incoming {
     /// Of an ask that brings nothing; its stream must end all the same.
-    pub(super) fn none(recv: quinn::RecvStream) -> Self {
+    pub(super) fn none(recv: Ahead<quinn::RecvStream>) -> Self {
         Self { recv, len: 0, challenge: None }
     }
 }
