@@ -78,7 +78,6 @@ async fn checked(
                     return Err(Status::unavailable(why));
                 }
             }
-            watch.ground().workloads.wish();
             let news = watch.roots().changed().await;
             news.map_err(|_| Status::unavailable("the agent is stopping"))?;
         }
