@@ -18,8 +18,8 @@ use super::shared::{AgentHandle, Shared};
 use super::uplink::{Uplink, UplinkError, enrol};
 use super::workload_api::{Ground, WorkloadServer};
 use super::workloads::Workloads;
-use crate::model::{Clock, Digest, SecretValue, TrustDomain};
-use crate::wire::{ClientError, CredentialsError, settle};
+use crate::model::{Clock, Digest, TrustDomain};
+use crate::wire::{ClientError, CredentialsError, Shows, settle};
 
 /// Why the agent can't start, join or go on.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +78,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Makes this machine a device: a key of its own, enrolled with a single-use token; key,
+    /// Makes this machine a device: a key of its own, enrolled by what it shows; key,
     /// credentials and `agent.toml` are written to `dir` together. An identity that stands there
     /// and still counts is replaced only if `replace` says so, and then by a new device.
     ///
@@ -92,7 +92,7 @@ impl Agent {
         domain: TrustDomain,
         root: Digest,
         name: &str,
-        token: SecretValue,
+        shows: Shows,
         socket: PathBuf,
         replace: bool,
         clock: Arc<dyn Clock>,
@@ -108,9 +108,9 @@ impl Agent {
             root,
             name.to_owned(),
         );
-        let text = settings.text()?; // before the token is spent
+        let text = settings.text()?; // before anything is shown
         let device = DeviceKey::generate()?;
-        let credentials = enrol(&settings, &[settings.root], &device, token, &clock).await?;
+        let credentials = enrol(&settings, &[settings.root], &device, shows, &clock).await?;
         home.keep(&credentials, &[(FILE, text.as_bytes())])?;
         Ok(settings)
     }

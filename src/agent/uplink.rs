@@ -20,7 +20,7 @@ use super::settings::AgentSettings;
 use super::shared::Shared;
 use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX};
 use crate::model::{Answer, Ask, Clock, Digest, SecretValue, SpiffeId};
-use crate::wire::{Client, ClientError, Credentials, CredentialsError, Enrolled, enroll};
+use crate::wire::{Client, ClientError, Credentials, CredentialsError, Enrolled, Shows, enroll};
 
 /// Waits between attempts to connect: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -179,7 +179,7 @@ impl Uplink {
             None => vec![self.settings.root],
         };
         let (settings, device) = (&self.settings, &self.device);
-        let coming = enrol(settings, &roots, device, SecretValue::empty(), &self.clock);
+        let coming = enrol(settings, &roots, device, Shows::Key, &self.clock);
         let credentials = coming.await?;
         credentials.save(&self.settings.dir)?;
         Held::new(Box::new(credentials), now)
@@ -238,13 +238,13 @@ impl Uplink {
     }
 }
 
-/// Enrols the device, with a token or with its key alone, at a broker that shows one of these roots.
+/// Enrols the device, with what it shows or with its key alone, at a broker that shows one of these roots.
 /// Nothing is kept yet.
 pub(super) async fn enrol(
     settings: &AgentSettings,
     roots: &[Digest],
     device: &DeviceKey,
-    token: SecretValue,
+    shows: Shows,
     clock: &Arc<dyn Clock>,
 ) -> Result<Credentials, UplinkError> {
     let (chain, key) = device.self_signed()?;
@@ -255,7 +255,7 @@ pub(super) async fn enrol(
         chain,
         key,
         &settings.name,
-        token,
+        shows,
         clock.clone(),
     );
     let enrolled = tokio::time::timeout(ATTEMPT_MAX, enrolling).await;

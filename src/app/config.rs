@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::enrolment_config::EnrolmentConfig;
 use super::oidc::Issuer;
 use crate::model::{Diagnostic, TrustDomain, did_you_mean, limits};
 
@@ -45,9 +46,11 @@ pub struct BrokerConfig {
     /// Threads that serve connections; by default one a core, at most
     /// [`limits::SERVING_THREADS`].
     pub threads: Option<usize>,
+    /// Who may become a device without a join token.
+    pub methods: EnrolmentConfig,
 }
 
-const KEYS: &[&str] = &["trust_domain", "listen", "advertise", "seal", "limits"];
+const KEYS: &[&str] = &["trust_domain", "listen", "advertise", "seal", "limits", "enrolment"];
 
 impl BrokerConfig {
     /// Reads the text of a `broker.toml`.
@@ -79,6 +82,7 @@ impl BrokerConfig {
         let caller_rate = reader.number(rates, "caller_rate", &rate, limits::CALLER_RATE);
         let denial_rate = reader.number(rates, "denial_rate", &rate, limits::DENIAL_RATE);
         let threads = reader.threads(rates);
+        let methods = reader.enrolment(table);
         let whole = (|| {
             Some(Self {
                 trust_domain: trust_domain?,
@@ -92,6 +96,7 @@ impl BrokerConfig {
                 caller_rate: caller_rate?,
                 denial_rate: denial_rate?,
                 threads: threads?,
+                methods,
             })
         })();
         match whole {
@@ -114,6 +119,7 @@ impl BrokerConfig {
         let issuer = self.oidc_issuer.as_ref();
         let issuer = issuer.map(|issuer| format!("oidc_issuer = \"{issuer}\"\n"));
         let issuer = issuer.unwrap_or_default();
+        let methods = self.methods.render();
         format!(
             "# Doorward broker. `doorward config check` names every fault of this file.\n\
              trust_domain = \"{}\"\n\n\
@@ -126,7 +132,7 @@ impl BrokerConfig {
              [seal]\n{seal}\n\
              [limits]\n\
              # A second, of one caller; more is counted and refused as `limited`.\n\
-             caller_rate = {}\ndenial_rate = {}\n{threads}",
+             caller_rate = {}\ndenial_rate = {}\n{threads}{methods}",
             self.trust_domain,
             self.listen,
             self.enrolment,
@@ -142,14 +148,19 @@ impl BrokerConfig {
 type Section<'a> = Option<&'a DeTable<'a>>;
 
 /// Walks the parsed file and gathers faults.
-struct Reader<'f> {
+pub(super) struct Reader<'f> {
     file: &'f str,
     text: &'f str,
     faults: Vec<Diagnostic>,
 }
 
 impl Reader<'_> {
-    fn fault(&mut self, span: std::ops::Range<usize>, message: String, help: Option<String>) {
+    pub(super) fn fault(
+        &mut self,
+        span: std::ops::Range<usize>,
+        message: String,
+        help: Option<String>,
+    ) {
         let mut fault = Diagnostic::at(self.file, self.text, span.start, span.len(), message);
         fault.help = help;
         self.faults.push(fault);
@@ -160,7 +171,7 @@ impl Reader<'_> {
     }
 
     /// Names every key that is not known here.
-    fn only(&mut self, table: &DeTable<'_>, known: &[&str]) {
+    pub(super) fn only(&mut self, table: &DeTable<'_>, known: &[&str]) {
         for key in table.keys() {
             let name: &str = key.get_ref();
             if !known.contains(&name) {
@@ -173,7 +184,12 @@ impl Reader<'_> {
         }
     }
 
-    fn section<'a>(&mut self, table: &'a DeTable<'a>, name: &str, known: &[&str]) -> Section<'a> {
+    pub(super) fn section<'a>(
+        &mut self,
+        table: &'a DeTable<'a>,
+        name: &str,
+        known: &[&str],
+    ) -> Section<'a> {
         let value = table.get(name)?;
         let Some(section) = value.get_ref().as_table() else {
             self.fault(value.span(), format!("`{name}` is a section: write `[{name}]`"), None);
@@ -183,7 +199,11 @@ impl Reader<'_> {
         Some(section)
     }
 
-    fn text<'a>(&mut self, value: &'a Spanned<DeValue<'a>>, name: &str) -> Option<&'a str> {
+    pub(super) fn text<'a>(
+        &mut self,
+        value: &'a Spanned<DeValue<'a>>,
+        name: &str,
+    ) -> Option<&'a str> {
         let text = value.get_ref().as_str();
         if text.is_none() {
             self.fault(value.span(), format!("`{name}` is text in quotes"), None);
@@ -307,7 +327,7 @@ impl Reader<'_> {
         Some(usize::try_from(number).ok().filter(|_| said))
     }
 
-    fn number(
+    pub(super) fn number(
         &mut self,
         section: Section<'_>,
         name: &str,

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 
+use super::proof::ProofError;
 use crate::agent::{
     Agent, AgentError, AgentSettings, DeviceKey, Home, HomeError, KeyError, Newcomer,
 };
 use crate::authority::{JoinToken, TokenError};
 use crate::model::{Clock, SpiffeId};
-use crate::wire::{self, ClientError, Credentials, CredentialsError};
+use crate::wire::{self, ClientError, Credentials, CredentialsError, Shows};
 
 /// Why nobody was enrolled. The token is used up only when the broker accepted it.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,9 @@ pub enum EnrolError {
     /// The directory holds what must stay.
     #[error(transparent)]
     Home(#[from] HomeError),
+    /// What the machine shows in place of a token.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
     /// The agent's state.
     #[error(transparent)]
     Agent(AgentError),
@@ -82,7 +86,7 @@ pub async fn login(
         chain,
         private.clone_key(),
         &name,
-        token.secret,
+        Shows::Token(token.secret),
         clock,
     )
     .await?;
@@ -134,7 +138,7 @@ pub async fn join(
         token.domain.clone(),
         token.root,
         name,
-        token.secret,
+        Shows::Token(token.secret),
         socket.to_owned(),
         replace,
         clock,

@@ -12,6 +12,7 @@ use super::dir_lock::{DirLock, LockError};
 use super::init::{log_origin, places};
 use super::layout::Layout;
 use super::management::{self, Health};
+use super::methods::{MethodError, read_methods};
 use super::supervise::{Fall, Supervisor};
 use crate::administration::PolicyError;
 use crate::authority::{Authority, AuthorityError, CaKeys, KeySeal};
@@ -93,6 +94,9 @@ pub enum StartError {
     /// Identities.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// A method of enrolment.
+    #[error(transparent)]
+    Method(#[from] MethodError),
     /// The policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -265,10 +269,12 @@ impl BrokerStart {
         let keys = CaKeys { first, seal: key_seal(&opened.root) };
         let (store, clock) = (Arc::clone(&opened.store), opened.clock.clone());
         let domain = self.config.trust_domain.clone();
-        let (authority, identity) =
-            Authority::open(store, domain, keys, clock, places(&self.config)).await?;
+        let places = places(&self.config);
+        let (authority, identity) = Authority::open(store, domain, keys, clock, places).await?;
         let issuer = self.config.oidc_issuer.as_ref().map(ToString::to_string);
-        Ok((authority.with_token_issuer(issuer), identity))
+        let is_own = |key: &_| authority.is_issuer(key);
+        let methods = read_methods(self.layout.root(), &self.config.methods, is_own)?;
+        Ok((authority.with_token_issuer(issuer).with_methods(methods), identity))
     }
 }
 

@@ -127,7 +127,11 @@ pub(super) fn touched(mirror: &Mirror, steps: &[Step]) -> Touched {
                 of.dedup();
                 all.extend(of.into_iter().map(|whom| (whom, *id)));
             }
-            Step::Authorities(_) | Step::Device(..) | Step::Token(..) | Step::Denied(..) => {}
+            Step::Authorities(_)
+            | Step::Bound(..)
+            | Step::Device(..)
+            | Step::Token(..)
+            | Step::Denied(..) => {}
         }
     }
     Touched::Entries(all)

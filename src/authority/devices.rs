@@ -37,18 +37,25 @@ impl Authority {
         DeviceSummary { holds: self.confirmed.of(&id), ..summary(id, record) }
     }
 
-    /// Ends a device.
+    /// Ends a device. With `release`, what it was enrolled by may enrol another one from now on.
     pub(super) async fn device_revoke(
         &self,
         class: &DeviceClass,
         id: &DeviceId,
+        release: bool,
         under: Option<u64>,
         now: Moment,
     ) -> Result<Released, Failure> {
         let changed = self.change(under, |mirror| {
             let record = known(mirror, class, id)?;
+            let mut steps: Vec<_> = ending(*id, record).into_iter().collect();
+            if let (true, Some(by)) = (release, &record.by)
+                && mirror.bound().holder(&by.bound_to(), now) == Some(*id)
+            {
+                steps.push(Step::Bound(by.bound_to(), None));
+            }
             // No other agent has anything to do with it.
-            Ok((ending(*id, record).into_iter().collect(), Vec::new()))
+            Ok((steps, Vec::new()))
         });
         self.revoked_done(changed.await?, now)
     }
@@ -108,6 +115,7 @@ fn summary(id: DeviceId, record: &DeviceRecord) -> DeviceSummary {
         class: record.class.clone(),
         name: record.name.clone(),
         revoked: record.revoked,
+        by: record.by.clone(),
         enrolled: enrolled.map(rfc3339).unwrap_or_default(),
         posture: String::new(),
         holds: None,
@@ -151,7 +159,7 @@ mod tests {
         let failure = room.authority.device_show(&laptop, &one).unwrap_err();
         assert_eq!(failure.code, Code::NotFound);
         let failure =
-            room.authority.device_revoke(&laptop, &one, None, room.now()).await.unwrap_err();
+            room.authority.device_revoke(&laptop, &one, false, None, room.now()).await.unwrap_err();
         assert_eq!(failure.code, Code::NotFound, "a right on laptops ends no server");
         assert!(!room.identity.view().devices[&one].revoked);
     }
@@ -163,14 +171,20 @@ mod tests {
         let class = DeviceClass::parse("server").unwrap();
         let changes = room.identity.changes();
         let count = *changes.borrow();
-        let done =
-            room.authority.device_revoke(&class, &device, Some(9), room.now()).await.unwrap();
+        let done = room
+            .authority
+            .device_revoke(&class, &device, false, Some(9), room.now())
+            .await
+            .unwrap();
         assert_eq!(*changes.borrow(), count + 1, "connections are looked at again");
         let status = room.identity.view().devices[&device].clone();
         assert_eq!((status.epoch, status.revoked), (2, true));
         let Answer::Revoked { revision, .. } = done.answer else { panic!("{:?}", done.answer) };
-        let again =
-            room.authority.device_revoke(&class, &device, Some(10), room.now()).await.unwrap();
+        let again = room
+            .authority
+            .device_revoke(&class, &device, false, Some(10), room.now())
+            .await
+            .unwrap();
         let twice = Answer::Revoked { revision, pending: Vec::new(), count: 0 };
         assert_eq!(again.answer, twice, "revoking twice does nothing");
 
@@ -213,11 +227,14 @@ mod tests {
         let (device, _) = room.device("server").await;
         let class = DeviceClass::parse("server").unwrap();
         room.store.fails_next.store(true, std::sync::atomic::Ordering::SeqCst);
-        let failure =
-            room.authority.device_revoke(&class, &device, None, room.now()).await.unwrap_err();
+        let failure = room
+            .authority
+            .device_revoke(&class, &device, false, None, room.now())
+            .await
+            .unwrap_err();
         assert_eq!(failure.code, Code::Unavailable);
         assert!(!room.identity.view().devices[&device].revoked);
-        room.authority.device_revoke(&class, &device, None, room.now()).await.unwrap();
+        room.authority.device_revoke(&class, &device, false, None, room.now()).await.unwrap();
         assert!(room.identity.view().devices[&device].revoked);
     }
 
@@ -227,9 +244,9 @@ mod tests {
         let (device, _) = one.device("server").await;
         let two = one.again().await;
         let class = DeviceClass::parse("server").unwrap();
-        one.authority.device_revoke(&class, &device, Some(1), one.now()).await.unwrap();
+        one.authority.device_revoke(&class, &device, false, Some(1), one.now()).await.unwrap();
         // The second broker has not heard of it; its own change of that row meets the newer one.
-        two.authority.device_revoke(&class, &device, Some(2), two.now()).await.unwrap();
+        two.authority.device_revoke(&class, &device, false, Some(2), two.now()).await.unwrap();
         let status = two.identity.view().devices[&device].clone();
         assert_eq!((status.epoch, status.revoked), (2, true));
     }

@@ -105,9 +105,7 @@ impl Authority {
         check_name(name)?;
         ca.ready(now)?;
         let digest = self.secret_of(body).map_err(|failure| self.wrong(failure, now))?;
-        if self.living_keys.serves(&key.digest(), now) || self.issuers().is_key(&key.digest()) {
-            return Err(Failure::conflict("this key serves another identity; make a fresh one"));
-        }
+        self.is_free(key, now)?;
         let plan = |mirror: &Mirror| {
             let first = mirror.authorities()?.first;
             let issuer = Some(ca.id()).filter(|id| *id != first);
@@ -120,6 +118,14 @@ impl Authority {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// That a key serves nobody yet.
+    pub(super) fn is_free(&self, key: &SubjectKey, now: Moment) -> Result<(), Failure> {
+        if self.living_keys.serves(&key.digest(), now) || self.issuers().is_key(&key.digest()) {
+            return Err(Failure::conflict("this key serves another identity; make a fresh one"));
+        }
+        Ok(())
     }
 
     /// A single-use token for a new device of a class.
@@ -201,7 +207,8 @@ impl Authority {
             TokenRecord { v: FORMAT, digest, class, operator, until: until_s, spent: None };
         self.change(under, |mirror| {
             let mut steps = ended(mirror, now);
-            if mirror.tokens().len() - steps.len() >= TOKENS_MAX {
+            let over = steps.iter().filter(|step| matches!(step, Step::Token(..))).count();
+            if mirror.tokens().len().saturating_sub(over) >= TOKENS_MAX {
                 return Err(Failure::too_large("too many tokens are open; let some end first"));
             }
             steps.push(Step::Token(record.key(), Some(record.clone())));
@@ -244,12 +251,13 @@ impl Authority {
     }
 }
 
-/// The deletions of all tokens, and of some revoked SVIDs, that have ended.
+/// The deletions of all tokens, and of some revoked SVIDs and spent tokens of pods, that have ended.
 fn ended(mirror: &Mirror, now: Moment) -> Vec<Step> {
     let tokens = mirror.tokens().filter(|(_, token)| token.until <= now.unix_s());
     let tokens = tokens.map(|(key, _)| Step::Token(*key, None));
     let svids = super::denied::ended(mirror, now).take(DENIED_SWEPT);
-    tokens.chain(svids.map(|key| Step::Denied(key.clone(), None))).collect()
+    let svids = svids.map(|key| Step::Denied(key.clone(), None));
+    tokens.chain(svids).chain(mirror.bound().ended(now)).collect()
 }
 
 /// The rows that spend a token on a key, or why it is not taken.
@@ -291,6 +299,8 @@ fn spend(
         key: key.digest(),
         operator: token.operator.clone(),
         issuer,
+        by: None,
+        ttl_s: None,
     };
     let spent = TokenRecord { spent: Some(device), ..token.clone() };
     let steps = vec![Step::Token(row, Some(spent)), Step::Device(device, record.clone())];
@@ -302,7 +312,7 @@ fn refused(code: Code, reason: Reason, hint: &str) -> Failure {
 }
 
 /// 1 to 64 plain characters: it is shown in terminals and in the console.
-fn check_name(name: &str) -> Result<(), Failure> {
+pub(super) fn check_name(name: &str) -> Result<(), Failure> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     if name.is_empty() || name.len() > NAME_MAX || !name.bytes().all(plain) {
         return Err(Failure::invalid("`name` must be 1 to 64 of A-Z a-z 0-9 . _ -"));

@@ -256,7 +256,7 @@ mod tests {
         let (device, _) = room.device("server").await;
         let (ended, _) = room.device("server").await;
         let class = draft("/a").class;
-        room.authority.device_revoke(&class, &ended, None, room.now()).await.unwrap();
+        room.authority.device_revoke(&class, &ended, false, None, room.now()).await.unwrap();
         let only = |device| EntryDraft { device: Some(device), ..draft("/one") };
         assert!(create(&room, &only(device)).await.is_ok(), "the positive control");
         assert!(create(&room, &draft("/two")).await.is_ok());

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::authorities::{Authorities, CA_KEY};
+use super::bound::{BoundRecord, BoundRows, row_key};
 use super::error::AuthorityError;
 use super::recent::Whom;
 use super::records::{
@@ -39,6 +40,7 @@ pub(super) enum Step {
     Entry(EntryId, Option<EntryRecord>),
     Token(TokenKey, Option<TokenRecord>),
     Denied(DeniedKey, Option<DeniedRecord>),
+    Bound(Digest, Option<BoundRecord>),
     Authorities(Authorities),
 }
 
@@ -50,6 +52,7 @@ pub(super) struct Mirror {
     entries: Shards<EntryId, Held<EntryRecord>>,
     tokens: Arc<HashMap<TokenKey, Held<TokenRecord>>>,
     denied: Arc<HashMap<DeniedKey, Held<DeniedRecord>>>,
+    bound: BoundRows,
     /// Entries by whom they are for, in the order of their ids.
     duties: Shards<Whom, Arc<Vec<EntryId>>>,
     /// Entries by the SPIFFE ID that they give, in lower case: no two may differ in that only.
@@ -100,6 +103,7 @@ impl Mirror {
             }
             mirror.put_denied(record.key(), record, revision);
         }
+        mirror.bound = BoundRows::load(store).await?;
         Ok(mirror)
     }
 
@@ -123,6 +127,7 @@ impl Mirror {
                 }
                 Step::Denied(key, Some(record)) => next.put_denied(key, record, revision),
                 Step::Denied(key, None) => next.drop_denied(&key),
+                Step::Bound(of, record) => next.bound.put(of, record, revision),
                 Step::Authorities(row) => {
                     next.authorities = Some(Held { record: Arc::new(row), revision });
                 }
@@ -154,6 +159,10 @@ impl Mirror {
                     let held = self.denied.get(key).map(|held| held.revision);
                     let value = record.as_ref().map(encode).transpose()?;
                     (Table::Authority, key.row(), value, held)
+                }
+                Step::Bound(of, record) => {
+                    let value = record.as_ref().map(encode).transpose()?;
+                    (Table::Authority, row_key(of), value, self.bound.revision(of))
                 }
                 Step::Authorities(row) => {
                     let held = self.authorities.as_ref().map(|held| held.revision);
@@ -246,6 +255,11 @@ impl Mirror {
     /// All revoked SVIDs, in no order.
     pub(super) fn all_denied(&self) -> impl ExactSizeIterator<Item = (&DeniedKey, &DeniedRecord)> {
         self.denied.iter().map(|(key, held)| (key, held.record.as_ref()))
+    }
+
+    /// What devices were enrolled by.
+    pub(super) fn bound(&self) -> &BoundRows {
+        &self.bound
     }
 
     /// What identity needs of them.
@@ -352,7 +366,7 @@ async fn rows<T: DeserializeOwned>(
 }
 
 /// The same of those whose keys begin so.
-async fn rows_under<T: DeserializeOwned>(
+pub(super) async fn rows_under<T: DeserializeOwned>(
     store: &dyn Store,
     table: Table,
     prefix: &[u8],

@@ -8,6 +8,7 @@
 //! rely on it (I4). It never decides who may ask: a [`Grant`](crate::decision_log::Grant) says so.
 
 mod authorities;
+mod bound;
 mod ca;
 mod changes;
 mod denied;
@@ -22,9 +23,11 @@ mod jwt;
 mod jwt_key;
 mod key_seal;
 mod living_keys;
+mod methods;
 mod mirror;
 mod own;
 mod pending;
+mod prove;
 mod recent;
 mod records;
 mod restore;
@@ -39,12 +42,15 @@ mod fake_store;
 #[cfg(test)]
 mod jwt_tests;
 #[cfg(test)]
+mod prove_tests;
+#[cfg(test)]
 mod rotate_tests;
 #[cfg(test)]
 mod whole_tests;
 
 pub use error::AuthorityError;
 pub use key_seal::{CaKeys, KeySeal};
+pub use methods::{Admission, EnrolMethods};
 pub use own::OwnIdentity;
 pub use recent::{Crowded, Wait};
 pub use records::DeniedOf;

@@ -2,6 +2,7 @@
 //! own certificate. None of these takes its object from the request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
@@ -165,7 +166,11 @@ impl Authority {
     ) -> Result<Released, Failure> {
         let (id, ttl) = match &record.operator {
             Some(name) => (self.id(&format!("/doorward/operator/{name}"))?, OPERATOR_TTL),
-            None => (self.id(&format!("/doorward/agent/{device}"))?, AGENT_TTL),
+            None => {
+                let own = record.ttl_s.map(|ttl_s| Duration::from_secs(u64::from(ttl_s)));
+                let ttl = own.unwrap_or(AGENT_TTL).min(AGENT_TTL);
+                (self.id(&format!("/doorward/agent/{device}"))?, ttl)
+            }
         };
         let leaf = device_leaf(id.clone(), device, record, ttl);
         if !self.bind(&leaf, key, now) {

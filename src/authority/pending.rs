@@ -144,7 +144,8 @@ mod tests {
         let done = room.authority.entry_delete(&target, None, room.now()).await.unwrap();
         assert_eq!(told(done.answer).1, [one]);
         let class = DeviceClass::parse("server").unwrap();
-        let done = room.authority.device_revoke(&class, &one, None, room.now()).await.unwrap();
+        let done =
+            room.authority.device_revoke(&class, &one, false, None, room.now()).await.unwrap();
         assert_eq!(told(done.answer).2, 0, "it is refused already");
     }
 }

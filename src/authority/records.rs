@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::AuthorityError;
 use crate::identity::DeniedFor;
-use crate::model::{DeviceClass, DeviceId, Digest, Entry, Serial, SpiffeId};
+use crate::model::{DeviceClass, DeviceId, Digest, EnrolledBy, Entry, Serial, SpiffeId};
 use crate::store::Table;
 
 /// The format that this program writes.
@@ -36,6 +36,12 @@ pub(super) struct DeviceRecord {
     /// The authority that signed its latest certificate; none for the first that there ever was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<Digest>,
+    /// What it was enrolled by; none for a join token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<EnrolledBy>,
+    /// Life of its certificates in seconds, where what let it in says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u32>,
 }
 
 /// One registration entry.

@@ -249,11 +249,11 @@ mod tests {
         let backup = Arc::new(room.store.copy());
 
         let asks = [
-            Ask::DeviceRevoke { class: class.clone(), id: gone },
+            Ask::DeviceRevoke { class: class.clone(), id: gone, release: false },
             Ask::Revoke { spiffe_id: id("/a"), resume: false },
             Ask::EntryDelete { spiffe_id: id("/b"), id: b },
         ];
-        room.authority.device_revoke(&class, &gone, Some(5), room.now()).await.unwrap();
+        room.authority.device_revoke(&class, &gone, false, Some(5), room.now()).await.unwrap();
         room.authority.revoke(&id("/a"), false, Some(6), room.now()).await.unwrap();
         let target = room.authority.locate(&asks[2], &nobody()).await.unwrap();
         room.authority.entry_delete(&target, Some(7), room.now()).await.unwrap();

@@ -15,6 +15,7 @@ use super::guesses::Guesses;
 use super::issuers::{Issuers, Opening};
 use super::key_seal::CaKeys;
 use super::living_keys::LivingKeys;
+use super::methods::EnrolMethods;
 use super::mirror::{Mirror, Step};
 use super::pending::Confirmed;
 use super::recent::{Recent, Touched, Waiting};
@@ -52,6 +53,9 @@ pub struct Authority {
     pub(super) identity: Arc<Identity>,
     pub(super) living_keys: LivingKeys,
     pub(super) guesses: Guesses,
+    pub(super) methods: EnrolMethods,
+    /// Proofs that held, of what another device holds already.
+    pub(super) conflicts: Guesses,
     pub(super) opening: Opening,
     pub(super) acknowledged: Acknowledged,
     pub(super) confirmed: Confirmed,
@@ -133,6 +137,8 @@ impl Authority {
             writing: Mutex::default(),
             living_keys: LivingKeys::default(),
             guesses: Guesses::default(),
+            methods: EnrolMethods::default(),
+            conflicts: Guesses::default(),
             confirmed: Confirmed::default(),
             token_issuer: None,
             store,
@@ -149,6 +155,17 @@ impl Authority {
         Self { token_issuer: issuer, ..self }
     }
 
+    /// Whether a key (SHA-256 of its SubjectPublicKeyInfo) is one of our own authorities'.
+    pub fn is_issuer(&self, key: &Digest) -> bool {
+        self.issuers().is_key(key)
+    }
+
+    /// The same with methods of enrolment beside join tokens.
+    #[must_use]
+    pub fn with_methods(self, methods: EnrolMethods) -> Self {
+        Self { methods, ..self }
+    }
+
     /// What an ask of [`Kind::Authority`](crate::model::Kind) is about, as it stands now. An entry
     /// that gives another SPIFFE ID than the ask says is absent, and so is an applicant that shows
     /// neither a living token nor the key of a device: it is denied like everybody without a rule.
@@ -157,6 +174,7 @@ impl Authority {
     /// None today; an engine that reads at this point may fail.
     pub async fn locate(&self, ask: &Ask, caller: &Caller) -> Result<Target, AuthorityError> {
         let (id, spiffe_id) = match ask {
+            Ask::Enroll { by: Some(_), .. } => return Ok(Target::Absent), // shown to `examine`
             Ask::Enroll { token, .. } => {
                 let is_known = self.may_enroll(token.as_ref(), caller);
                 return Ok(if is_known { Target::Itself } else { Target::Absent });
@@ -242,7 +260,10 @@ impl Authority {
             }
             Ask::Bundle { holds } => self.bundle(caller, *holds),
             Ask::Ca(step) => self.ca_step(step, under, now).await,
-            Ask::Enroll { name, token } => {
+            Ask::Enroll { name, by: Some(_), .. } => {
+                self.enroll_by(caller, name, target, under, now).await
+            }
+            Ask::Enroll { name, token, .. } => {
                 self.enroll(caller, (name, token.as_ref()), &body, under, now).await
             }
             Ask::Issue { .. } => self.issue(caller, ask, target, now),
@@ -251,7 +272,9 @@ impl Authority {
             Ask::OperatorRemove { name } => self.operator_remove(name, under).await,
             Ask::DeviceList { after } => Ok(self.device_list(after.as_ref())),
             Ask::DeviceShow { class, id } => self.device_show(class, id),
-            Ask::DeviceRevoke { class, id } => self.device_revoke(class, id, under, now).await,
+            Ask::DeviceRevoke { class, id, release } => {
+                self.device_revoke(class, id, *release, under, now).await
+            }
             Ask::EntryCreate { entry } => self.entry_create(entry, under, now).await,
             Ask::EntryList { after } => Ok(self.entry_list(after.as_ref())),
             Ask::EntryDelete { .. } => self.entry_delete(target, under, now).await,

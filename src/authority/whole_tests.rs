@@ -103,7 +103,7 @@ fn chain(room: &Room, released: &Released) -> (String, Vec<CertificateDer<'stati
 
 async fn enroll(room: &Room, key: KeyPair, body: SecretValue) -> Result<Holding, Failure> {
     let caller = applicant(room, &key);
-    let ask = Ask::Enroll { name: "host-1".into(), token: shown(&body) };
+    let ask = Ask::Enroll { name: "host-1".into(), token: shown(&body), by: None };
     let released = act_with(room, &caller, ask, body).await?;
     let (_, chain) = chain(room, &released);
     Ok(Holding { key, chain })
@@ -441,7 +441,7 @@ async fn revocation_kills_what_was_issued_and_resuming_does_not_revive_it() {
     assert_eq!(standing(&two), Standing::Unknown);
 
     let agent = host.caller(&room);
-    let ask = Ask::DeviceRevoke { class: a.draft.class.clone(), id: host.device() };
+    let ask = Ask::DeviceRevoke { class: a.draft.class.clone(), id: host.device(), release: false };
     act(&room, &alice.caller(&room), ask).await.unwrap();
     assert_eq!((standing(&host), standing(&fresh)), (Standing::Revoked, Standing::Revoked));
     for failure in [
@@ -462,7 +462,8 @@ async fn renew(room: &Room, holder: &Holding) -> Result<Vec<CertificateDer<'stat
 /// Coming back on the enrolment port, with the key alone.
 async fn again(room: &Room, holder: &Holding) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let caller = applicant(room, &holder.key);
-    let released = act(room, &caller, Ask::Enroll { name: "host-1".into(), token: None }).await?;
+    let released =
+        act(room, &caller, Ask::Enroll { name: "host-1".into(), token: None, by: None }).await?;
     Ok(chain(room, &released).1)
 }
 
@@ -485,7 +486,8 @@ async fn an_agent_renews_its_own_identity_with_its_own_key() {
     assert_eq!(renew(&room, &workload).await.unwrap_err().code, Code::Invalid);
     let stranger = applicant(&room, &KeyPair::generate().unwrap());
     assert_eq!(act(&room, &stranger, Ask::Renew {}).await.unwrap_err().code, Code::Invalid);
-    let enrolled = act(&room, &caller, Ask::Enroll { name: "x".into(), token: None }).await;
+    let enrolled =
+        act(&room, &caller, Ask::Enroll { name: "x".into(), token: None, by: None }).await;
     assert_eq!(enrolled.unwrap_err().code, Code::Invalid);
 }
 
@@ -660,7 +662,7 @@ async fn every_ask_of_this_room_is_carried_out() {
         Ask::EntryList { after: None },
         Ask::Revoke { spiffe_id: id("/a"), resume: false },
         Ask::Revoke { spiffe_id: id("/a"), resume: true },
-        Ask::DeviceRevoke { class, id: host.device() },
+        Ask::DeviceRevoke { class, id: host.device(), release: false },
         Ask::OperatorRemove { name: "bob".into() },
     ] {
         let text = format!("{ask:?}");
@@ -678,7 +680,7 @@ async fn an_applicant_without_a_living_token_or_a_known_key_is_absent() {
     let (first, late) = (made().await.body, made().await.body);
     let key = KeyPair::generate().unwrap();
     let located = async |caller: &Caller, token: Option<Digest>| {
-        let ask = Ask::Enroll { name: "host-1".into(), token };
+        let ask = Ask::Enroll { name: "host-1".into(), token, by: None };
         room.authority.locate(&ask, caller).await.unwrap()
     };
     let stranger = applicant(&room, &key);
@@ -688,10 +690,10 @@ async fn an_applicant_without_a_living_token_or_a_known_key_is_absent() {
     near.0[31] ^= 1; // the row's key is the first half
     assert_eq!(located(&stranger, Some(near)).await, Target::Absent);
 
-    let ask = Ask::Enroll { name: "host-1".into(), token: shown(&late) };
+    let ask = Ask::Enroll { name: "host-1".into(), token: shown(&late), by: None };
     let mixed = act_with(&room, &stranger, ask, copy(&first)).await;
     assert_eq!(mixed.unwrap_err().code, Code::Invalid, "the digest is not the token");
-    let ask = Ask::Enroll { name: "host-1".into(), token: None };
+    let ask = Ask::Enroll { name: "host-1".into(), token: None, by: None };
     assert_eq!(
         act_with(&room, &stranger, ask, copy(&first)).await.unwrap_err().code,
         Code::Invalid
@@ -701,7 +703,7 @@ async fn an_applicant_without_a_living_token_or_a_known_key_is_absent() {
     assert_eq!(located(&stranger, shown(&first)).await, Target::Absent, "it is spent");
     let back = applicant(&room, &host.key);
     assert_eq!(located(&back, None).await, Target::Itself);
-    room.authority.device_revoke(&class, &host.device(), None, room.now()).await.unwrap();
+    room.authority.device_revoke(&class, &host.device(), false, None, room.now()).await.unwrap();
     assert_eq!(located(&back, None).await, Target::Absent);
     assert_eq!(located(&back, shown(&late)).await, Target::Itself);
     room.clock.advance(Duration::from_secs(600));

@@ -145,7 +145,7 @@ impl Line {
         if let Some(refusal) = self.over_rate(asked, &caller, now) {
             return Climb::Ended(Err(refusal));
         }
-        let target = self.locate(ask, &caller).await;
+        let target = self.find(asked, &caller, body, read, now).await;
         let bundle = parts.policy.current();
         let demand = bundle.demand(&caller, ask);
         let verdict = parts.posture.assess(caller.device(), &demand, now).await;
@@ -252,7 +252,7 @@ impl Line {
     }
 
     /// What the object's name points at; no key is used. A store that fails is a value too.
-    async fn locate(&self, ask: &Ask, caller: &Caller) -> Target {
+    pub(super) async fn locate(&self, ask: &Ask, caller: &Caller) -> Target {
         if let Ask::Report { facts } = ask {
             let unchanged =
                 caller.device().is_some_and(|device| self.parts.posture.knows(device, facts));

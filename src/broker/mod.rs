@@ -10,6 +10,7 @@ mod metrics;
 mod noted;
 mod outcome;
 mod rates;
+mod shown;
 mod traffic;
 
 pub use connections::{Connections, time_left};

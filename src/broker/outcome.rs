@@ -10,12 +10,16 @@ use crate::model::{
 };
 use crate::posture::Challenge;
 
-/// What a request brings beside its head. Read only when a grant stands.
+/// What a request brings beside its head. Read only when a grant stands, or to see who asks.
 pub trait Body: Send {
     /// Reads all of it, bounded by what the frame declared.
     fn read(&mut self) -> impl Future<Output = Result<SecretValue, Failure>> + Send;
     /// The nonce that a report answers.
     fn challenge(&self) -> Option<&Challenge> {
+        None
+    }
+    /// The TLS exporter's value that an applicant's proof is bound to.
+    fn exporter(&self) -> Option<&[u8; 32]> {
         None
     }
 }

@@ -224,14 +224,18 @@ pub async fn device(action: DeviceAction, access: &Access, output: &Output) -> R
             }
             Ok(())
         }
-        DeviceAction::Revoke { id } => {
+        DeviceAction::Revoke { id, release } => {
             let device = device_named(&asking, &id).await?;
             let said = format!(
                 "device {} ({}) has ended: every identity issued to it is dead, its connections closed",
                 device.id.short(),
                 device.name
             );
-            let ask = Ask::DeviceRevoke { class: device.class, id: device.id };
+            let said = match release {
+                true => format!("{said}\nwhat it was enrolled by may enrol another device now"),
+                false => said,
+            };
+            let ask = Ask::DeviceRevoke { class: device.class, id: device.id, release };
             done_on(&asking, ask, &said, output).await
         }
     }

@@ -13,6 +13,7 @@ mod doctor;
 mod entries;
 mod fault;
 mod import;
+mod join;
 mod listing;
 mod logs;
 mod options;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 
+use super::join::JoinOptions;
+
 /// `doorward init`
 #[derive(Debug, ClapArgs)]
 pub struct InitOptions {
@@ -70,20 +72,9 @@ pub struct UnsealOptions {
 /// `doorward agent …`
 #[derive(Debug, Subcommand)]
 pub enum AgentAction {
-    /// Enrol this machine with a join token and write the agent's configuration
-    Join {
-        /// The single-use token; `-` reads it from standard input
-        token: String,
-        /// The socket that workloads will ask
-        #[arg(long, value_name = "SOCKET", default_value = "/run/doorward/agent.sock")]
-        listen: PathBuf,
-        /// A word for people; without it the host's name
-        #[arg(long)]
-        name: Option<String>,
-        /// Also in place of another identity that still counts; that one is gone then
-        #[arg(long)]
-        replace: bool,
-    },
+    /// Enrol this machine, by a join token, a device certificate or a pod's token, and write the
+    /// agent's configuration
+    Join(Box<JoinOptions>),
 }
 
 /// `doorward put`
@@ -203,6 +194,9 @@ pub enum DeviceAction {
     Revoke {
         /// Its id, or the beginning of it
         id: String,
+        /// Let what it was enrolled by (a certificate, a node) enrol another device
+        #[arg(long)]
+        release: bool,
     },
 }
 

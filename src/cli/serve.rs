@@ -11,6 +11,7 @@ use super::access::Access;
 use super::args::{AgentAction, ConfigAction, InitOptions, RecoverAction, RestoreOptions};
 use super::block_on;
 use super::fault::Fault;
+use super::join::join;
 use super::output::Output;
 use crate::app::{
     self, BrokerConfig, BrokerStart, KeyFile, KeyProvider, Layout, Passphrase, SealConfig,
@@ -110,6 +111,7 @@ fn wishes(options: &InitOptions) -> Result<(Wishes, Option<Box<dyn KeyProvider>>
         caller_rate: crate::model::limits::CALLER_RATE,
         denial_rate: crate::model::limits::DENIAL_RATE,
         threads: None,
+        methods: app::EnrolmentConfig::default(),
     };
     Ok((Wishes { config, operator: options.operator.clone() }, provider))
 }
@@ -155,7 +157,7 @@ pub fn init(options: InitOptions, output: &Output) -> Result<(), Fault> {
 }
 
 /// A token from the command line, or from standard input for `-`.
-fn token(text: &str) -> Result<SecretValue, Fault> {
+pub(super) fn token(text: &str) -> Result<SecretValue, Fault> {
     if text != "-" {
         return Ok(SecretValue::new(text.as_bytes().to_vec()));
     }
@@ -168,7 +170,7 @@ fn token(text: &str) -> Result<SecretValue, Fault> {
     Ok(SecretValue::new(bytes.trim_ascii().to_vec()))
 }
 
-fn as_text(token: &SecretValue) -> Result<&str, Fault> {
+pub(super) fn as_text(token: &SecretValue) -> Result<&str, Fault> {
     std::str::from_utf8(token.expose()).map_err(|_| Fault::usage("the token is not text"))
 }
 
@@ -176,7 +178,7 @@ pub fn login(text: &str, replace: bool, access: &Access, output: &Output) -> Res
     let (token, dir) = (token(text)?, access.identity_or_home()?);
     let id = block_on(async {
         let login = app::login(as_text(&token)?, &dir, replace, clock());
-        login.await.map_err(enrol_fault)
+        login.await.map_err(|error| enrol_fault(error, "the token"))
     })?;
     output.result(
         &format!(
@@ -188,14 +190,21 @@ pub fn login(text: &str, replace: bool, access: &Access, output: &Output) -> Res
     Ok(())
 }
 
-fn enrol_fault(error: app::EnrolError) -> Fault {
+/// Why nobody was enrolled; `what` was shown.
+pub(super) fn enrol_fault(error: app::EnrolError, what: &str) -> Fault {
     match error {
         app::EnrolError::Client(error) => {
             let mut fault = Fault::from(error);
             if fault.exit == 3 {
-                // The broker does not tell a stranger which of the three it is.
-                let hint = "the token is wrong, was used already or has ended; ask for a new one";
-                fault.hint = Some(hint.to_owned());
+                // The broker does not tell a stranger which of them it is; its log does.
+                fault.hint = Some(match what {
+                    "the token" => {
+                        format!("{what} is wrong, was used already or has ended; ask for a new one")
+                    }
+                    _ => {
+                        format!("{what} is not let in; the broker's log tells which rule it breaks")
+                    }
+                });
             }
             fault
         }
@@ -211,23 +220,7 @@ fn enrol_fault(error: app::EnrolError) -> Fault {
 
 pub fn agent(dir: PathBuf, action: Option<AgentAction>, output: &Output) -> Result<(), Fault> {
     match action {
-        Some(AgentAction::Join { token: text, listen, name, replace }) => {
-            let token = token(&text)?;
-            let name = name.unwrap_or_else(app::host_name);
-            let settings = block_on(async {
-                let join = app::join(as_text(&token)?, &dir, &listen, &name, replace, clock());
-                join.await.map_err(enrol_fault)
-            })?;
-            output.result(
-                &format!(
-                    "joined {} as `{name}`\nstart it:  doorward agent --dir {}",
-                    settings.domain,
-                    dir.display()
-                ),
-                &json!({ "dir": dir, "trust_domain": settings.domain, "name": name }),
-            );
-            Ok(())
-        }
+        Some(AgentAction::Join(options)) => join(&dir, *options, output),
         None => {
             diagnostics();
             block_on(async {

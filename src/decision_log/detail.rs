@@ -10,7 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::line::Line;
 use super::merkle::sha256;
-use crate::model::{Ask, CaStep, Digest, EntryDraft, Labels, WorkloadFacts};
+use crate::model::{
+    Ask, CaStep, Digest, EnrolBy, EnrolledBy, EntryDraft, Labels, Shown, Target, WorkloadFacts,
+};
 
 /// Bytes of a digest that stands for a text or a token: enough to find it again.
 const SHORT: usize = 16;
@@ -20,7 +22,7 @@ const NARROW: usize = 39;
 const WIDE: usize = 90;
 
 /// Writes the key `detail`, where there is something to say.
-pub(super) fn of(line: &mut Line, ask: &Ask) {
+pub(super) fn of(line: &mut Line, ask: &Ask, target: &Target) {
     match ask {
         Ask::Write { cas, labels, staged, .. } if cas.is_some() || labels.is_some() || *staged => {
             line.key("detail").object(|line| write(line, *cas, labels.as_ref(), *staged));
@@ -33,7 +35,13 @@ pub(super) fn of(line: &mut Line, ask: &Ask) {
         | Ask::Undelete { version: Some(version), .. } => {
             line.key("detail").object(|line| line.key("version").number(*version));
         }
+        Ask::Enroll { name, by: Some(by), .. } => {
+            line.key("detail").object(|line| applied(line, name, *by, target));
+        }
         Ask::Enroll { .. } | Ask::Issue { .. } | Ask::IssueJwt { .. } => identity(line, ask),
+        Ask::DeviceRevoke { release: true, .. } => {
+            line.key("detail").object(|line| line.key("release").truth(true));
+        }
         Ask::TokenCreate { class, ttl_s } => line.key("detail").object(|line| {
             text(line, "class", class.as_str(), WIDE);
             line.key("ttl_s").number(u64::from(*ttl_s));
@@ -130,7 +138,7 @@ fn authority(line: &mut Line, step: &CaStep) {
 /// Whose identity, and on the strength of what.
 fn identity(line: &mut Line, ask: &Ask) {
     match ask {
-        Ask::Enroll { name, token } => line.key("detail").object(|line| {
+        Ask::Enroll { name, token, .. } => line.key("detail").object(|line| {
             text(line, "name", name, WIDE);
             if let Some(Digest(token)) = token {
                 line.key("token").hex(token.get(..SHORT / 2).unwrap_or_default());
@@ -162,6 +170,38 @@ fn process(line: &mut Line, workload: &WorkloadFacts) {
         text(line, "pod", uid, NARROW);
     }
     line.key("uid").number(u64::from(workload.uid));
+}
+
+/// What an applicant showed in place of a join token, or what is wrong with it.
+fn applied(line: &mut Line, name: &str, by: EnrolBy, target: &Target) {
+    let proven = match target {
+        Target::Shown(Shown::Proven(proven)) => Some(&proven.by),
+        _ => None,
+    };
+    line.key("by").text(by.word());
+    if let Some(EnrolledBy::X509 { certificate, .. }) = proven {
+        line.key("certificate").hex(certificate.0.get(..SHORT).unwrap_or_default());
+    }
+    match (target, proven) {
+        (Target::Shown(Shown::Fault(_, word)), _) => line.key("fault").text(word),
+        (_, Some(EnrolledBy::X509 { key, .. })) => {
+            line.key("key").hex(key.0.get(..SHORT).unwrap_or_default());
+        }
+        _ => {}
+    }
+    if let Some(proven) = proven {
+        text(line, "method", proven.method(), NARROW);
+    }
+    text(line, "name", name, NARROW);
+    if let Some(EnrolledBy::Kubernetes { namespace, service_account, pod_uid, node_uid, .. }) =
+        proven
+    {
+        if let Some(uid) = node_uid {
+            text(line, "node", uid, NARROW);
+        }
+        text(line, "pod", pod_uid, NARROW);
+        text(line, "service_account", &format!("{namespace}/{service_account}"), NARROW);
+    }
 }
 
 fn draft(line: &mut Line, entry: &EntryDraft) {
@@ -202,9 +242,13 @@ mod tests {
     use serde_json::{Value, json};
 
     fn of(ask: Value) -> Value {
+        of_target(ask, &Target::Itself)
+    }
+
+    fn of_target(ask: Value, target: &Target) -> Value {
         let ask: Ask = serde_json::from_value(ask).unwrap();
         let mut line = Line::default();
-        line.object(|line| super::of(line, &ask));
+        line.object(|line| super::of(line, &ask, target));
         let text = String::from_utf8(line.into_bytes()).unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_string(&value).unwrap(), text, "keys are sorted");
@@ -248,6 +292,52 @@ mod tests {
         ] {
             assert_eq!(of(plain), Value::Null, "reads stay as small as they were");
         }
+    }
+
+    #[test]
+    fn an_enrolment_tells_what_was_shown_or_what_is_wrong_with_it() {
+        let shown = |by: EnrolledBy| {
+            let class = crate::model::DeviceClass::parse("server").unwrap();
+            let proven = crate::model::Proven { by, class, ttl_s: None, spends: None };
+            Target::Shown(Shown::Proven(std::sync::Arc::new(proven)))
+        };
+        let ask = |by: &str| json!({"enroll": {"name": "host-1", "by": by}});
+        let (certificate, key) = (Digest([0xab; 32]), Digest([0xcd; 32]));
+        let x509 = EnrolledBy::X509 { method: "fleet".into(), certificate, key };
+        assert_eq!(
+            of_target(ask("x509"), &shown(x509)),
+            json!({
+                "by": "x509", "certificate": "ab".repeat(16), "key": "cd".repeat(16),
+                "method": "fleet", "name": "host-1",
+            })
+        );
+        let pod = |long: usize| EnrolledBy::Kubernetes {
+            method: "m".repeat(32.min(long)),
+            namespace: "n".repeat(long),
+            service_account: "s".repeat(long),
+            pod: "p".repeat(long),
+            pod_uid: "u".repeat(64.min(long)),
+            node: Some("d".repeat(long)),
+            node_uid: Some("e".repeat(64.min(long))),
+        };
+        let told = of_target(ask("kubernetes"), &shown(pod(2)));
+        assert_eq!(
+            told,
+            json!({
+                "by": "kubernetes", "method": "mm", "name": "host-1", "node": "ee", "pod": "uu",
+                "service_account": "nn/ss",
+            })
+        );
+        let long = json!({"enroll": {"name": "h".repeat(64), "by": "kubernetes"}});
+        assert!(of_target(long, &shown(pod(253)))["pod"].as_str().unwrap().starts_with("sha256:"));
+        let fault = Target::Shown(Shown::Fault(EnrolBy::Kubernetes, "expired"));
+        let told = of_target(ask("kubernetes"), &fault);
+        assert_eq!(told, json!({"by": "kubernetes", "fault": "expired", "name": "host-1"}));
+        let device = "0".repeat(64);
+        let revoke = |release: bool| {
+            of(json!({"device_revoke": {"class": "server", "id": device, "release": release}}))
+        };
+        assert_eq!((revoke(false), revoke(true)), (Value::Null, json!({"release": true})));
     }
 
     #[test]

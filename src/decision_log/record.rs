@@ -36,6 +36,7 @@ pub(super) struct Told<'a> {
     pub(super) evidence: Option<Digest>,
     pub(super) age: Option<Duration>,
     pub(super) ask: &'a Ask,
+    pub(super) target: &'a Target,
     pub(super) object: &'a str,
     pub(super) version: Option<u64>,
     pub(super) client: Option<&'a str>,
@@ -71,6 +72,7 @@ pub(super) fn decision(line: &mut Line, origin: &str, decision: &Decision) {
         evidence: verdict.evidence(),
         age: verdict.age(),
         ask: decision.ask(),
+        target: decision.target(),
         object: decision.object(),
         version,
         client: decision.client().map(crate::model::ClientRef::as_str),
@@ -147,7 +149,7 @@ impl Told<'_> {
         if let Some(client) = self.client {
             line.key("client").text(client);
         }
-        detail::of(line, self.ask);
+        detail::of(line, self.ask, self.target);
         line.key("obj").text(self.object);
         // An operation that is called as its action, such as a read, stands there already.
         if self.ask.op() != self.ask.action().as_str() {
@@ -321,6 +323,7 @@ mod tests {
             evidence: Some(Digest([2; 32])),
             age: Some(Duration::from_millis(8210)),
             ask: &READ,
+            target: &Target::Itself,
             object: "secret/pay/db/url",
             version: Some(7),
             client: Some("job-1234"),

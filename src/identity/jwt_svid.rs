@@ -214,16 +214,16 @@ impl JwtSvid {
 }
 
 /// A token in JWS compact serialisation, taken apart.
-struct Parts<'t> {
-    header: Vec<u8>,
-    claims: Vec<u8>,
-    signature: Vec<u8>,
+pub(super) struct Parts<'t> {
+    pub(super) header: Vec<u8>,
+    pub(super) claims: Vec<u8>,
+    pub(super) signature: Vec<u8>,
     /// What the signature is over: header, dot, claims.
-    signed: &'t str,
+    pub(super) signed: &'t str,
 }
 
 impl<'t> Parts<'t> {
-    fn split(token: &'t str) -> Result<Self, JwtSvidError> {
+    pub(super) fn split(token: &'t str) -> Result<Self, JwtSvidError> {
         let (signed, signature) = token.rsplit_once('.').ok_or(JwtSvidError::Compact)?;
         // A dot too many is no base64url.
         let (header, claims) = signed.split_once('.').ok_or(JwtSvidError::Compact)?;
@@ -238,7 +238,7 @@ impl<'t> Parts<'t> {
 }
 
 /// The algorithm and the id of the key.
-fn read_header(json: &[u8]) -> Result<(JwtAlgorithm, Box<str>), JwtSvidError> {
+pub(super) fn read_header(json: &[u8]) -> Result<(JwtAlgorithm, Box<str>), JwtSvidError> {
     let header: Value = read_strict_json(json, JWT_DEPTH).map_err(|_| JwtSvidError::Header)?;
     let header = header.as_object().ok_or(JwtSvidError::Header)?;
     if header.keys().any(|parameter| !PARAMETERS.contains(&parameter.as_str())) {
@@ -282,7 +282,7 @@ fn check_times(
 
 /// Seconds since 1970, with or without a fraction (RFC 7519 §2); `None` for other types, earlier
 /// times, and times after the year 9999.
-fn numeric_date(value: &Value) -> Option<OffsetDateTime> {
+pub(super) fn numeric_date(value: &Value) -> Option<OffsetDateTime> {
     let since = match value.as_u64() {
         Some(seconds) => Duration::from_secs(seconds),
         None => Duration::try_from_secs_f64(value.as_f64()?).ok()?,
@@ -291,7 +291,7 @@ fn numeric_date(value: &Value) -> Option<OffsetDateTime> {
 }
 
 /// One text, or an array of one or more.
-fn audiences(claims: &Map<String, Value>) -> Option<Vec<String>> {
+pub(super) fn audiences(claims: &Map<String, Value>) -> Option<Vec<String>> {
     match claims.get("aud")? {
         Value::String(one) => Some(vec![one.clone()]),
         Value::Array(all) if (1..=JWT_AUDIENCES_MAX).contains(&all.len()) => {

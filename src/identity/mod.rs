@@ -13,6 +13,7 @@ mod bundle;
 mod caller;
 mod certificate;
 mod der;
+mod device_proof;
 #[cfg(test)]
 mod draft;
 mod extension;
@@ -22,6 +23,7 @@ mod jwt_svid;
 mod key;
 mod peer;
 mod place;
+mod pod_token;
 #[cfg(test)]
 pub(crate) mod sample;
 mod standing;
@@ -37,12 +39,18 @@ mod view;
 
 pub use bundle::{BundleDocument, BundleError, IgnoredKey};
 pub use caller::{Caller, CallerKind, Epochs, Standing};
+pub use device_proof::{
+    DeviceProof, DeviceProofError, DeviceRoots, DeviceRootsError, Possessed, device_statement,
+};
 pub use extension::{EXTENSION_OID, ExtensionError, Holder, SvidExtension};
 pub use jwk::{JwkError, JwtKey};
 pub use jwt_algorithm::JwtAlgorithm;
 pub use jwt_svid::{JwtSvid, JwtSvidError};
 pub use key::KeyKind;
 pub use peer::{Applicant, BrokerTask, Peer, SvidPeer, Task};
+pub use pod_token::{
+    Cluster, ClusterError, PodToken, PodTokenError, is_token_text, service_account,
+};
 pub use svid_error::SvidError;
 pub use verifier::{ApplicantVerifier, SvidVerifier, root_hint};
 pub use verify::VerifiedSvid;

@@ -37,7 +37,7 @@ const OWN_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
 ];
 
 /// Signatures in chains of federated domains, whose authorities often have RSA keys.
-const FEDERATED_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
+pub(super) const FEDERATED_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     algorithms::ECDSA_P256_SHA256,
     algorithms::ECDSA_P256_SHA384,
     algorithms::ECDSA_P384_SHA256,

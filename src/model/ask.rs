@@ -9,6 +9,7 @@ use super::audience::Audience;
 use super::authority::{BundleHeld, CaStep};
 use super::device::{DeviceClass, DeviceId, Digest};
 use super::duty::Since;
+use super::enrolment::EnrolBy;
 use super::entry::{EntryDraft, RetractedSvid, WorkloadFacts};
 use super::ids::{EntryId, RequestId, Serial};
 use super::name::{SecretName, SecretPrefix};
@@ -131,8 +132,8 @@ pub enum Ask {
     /// The authorities that sign: looking at them, and each step of their life.
     Ca(CaStep),
 
-    /// Becoming a device, on the enrolment port. The body is the join token's text, or empty for a
-    /// device that comes back with its key.
+    /// Becoming a device, on the enrolment port. The body is the join token's text, another proof
+    /// (`by`), or empty for a device that comes back with its key.
     Enroll {
         /// A word for people: the host's name. 1 to 64 plain characters.
         name: String,
@@ -141,6 +142,9 @@ pub enum Ask {
         /// device that comes back with its key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token: Option<Digest>,
+        /// What the body is, where it is no join token; never beside `token`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<EnrolBy>,
     },
     /// An SVID for a workload that the caller's agent attests.
     Issue {
@@ -202,6 +206,9 @@ pub enum Ask {
         class: DeviceClass,
         /// Its id.
         id: DeviceId,
+        /// What it was enrolled by (a certificate, a node) may enrol another device from now on.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        release: bool,
     },
     /// A new registration entry.
     EntryCreate {
@@ -368,6 +375,8 @@ mod tests {
             r#"{"can_i":{"action":"read","object":"policy"}}"#.to_owned(),
             r#"{"enroll":{"name":"x"}}"#.to_owned(),
             format!(r#"{{"enroll":{{"name":"x","token":"{device}"}}}}"#),
+            r#"{"enroll":{"name":"x","by":"x509"}}"#.to_owned(),
+            r#"{"enroll":{"name":"x","by":"kubernetes"}}"#.to_owned(),
             r#"{"operator_add":{"name":"ann"}}"#.to_owned(),
             r#"{"operator_remove":{"name":"ann"}}"#.to_owned(),
             r#"{"token_create":{"class":"server","ttl_s":60}}"#.to_owned(),
@@ -402,6 +411,8 @@ mod tests {
             r#"{"read":{"name":"pay/x","version":-1}}"#,
             r#"{"read":{"name":"pay/x"},"write":{"name":"pay/x"}}"#,
             r#"{"whoami":{"id":"x"}}"#,
+            r#"{"enroll":{"name":"x","by":"tpm"}}"#,
+            r#"{"enroll":{"name":"x","by":"X509"}}"#,
             r#"{"become_root":{}}"#,
             "{}",
         ] {

@@ -2,7 +2,10 @@
 //! may bring.
 
 use super::ask::Ask;
-use super::limits::{BUNDLE_MAX, EVIDENCE_MAX, VALUE_MAX};
+use super::enrolment::EnrolBy;
+use super::limits::{
+    BUNDLE_MAX, DEVICE_PROOF_MAX, EVIDENCE_MAX, POD_TOKEN_MAX, TOKEN_MAX, VALUE_MAX,
+};
 
 /// Which room carries an ask out, and so which kind of grant it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +72,9 @@ impl Ask {
             Self::Write { .. } => VALUE_MAX,
             Self::Report { .. } => EVIDENCE_MAX,
             Self::PolicyActivate {} => BUNDLE_MAX,
-            Self::Enroll { .. } => 1024,
+            Self::Enroll { by: None, .. } => TOKEN_MAX,
+            Self::Enroll { by: Some(EnrolBy::X509), .. } => DEVICE_PROOF_MAX,
+            Self::Enroll { by: Some(EnrolBy::Kubernetes), .. } => POD_TOKEN_MAX,
             _ => 0,
         }
     }

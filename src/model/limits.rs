@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+mod enrolment;
+pub use enrolment::*;
+
 /// A SPIFFE ID: the standard's own limit, in bytes (SPIFFE-ID §2.3).
 pub const SPIFFE_ID_MAX: usize = 2048;
 /// A trust domain name, in bytes (SPIFFE-ID §2.1).

@@ -11,8 +11,10 @@ mod authority;
 mod client_ref;
 mod clock;
 mod device;
+mod device_summary;
 mod diagnostic;
 mod duty;
+mod enrolment;
 mod entry;
 mod ids;
 mod items;
@@ -28,7 +30,7 @@ mod spiffe_id;
 mod strict_json;
 mod target;
 
-pub use answer::{Answer, Code, DeviceSummary, OperatorToken, Reason, Refusal};
+pub use answer::{Answer, Code, OperatorToken, Reason, Refusal};
 pub use ask::Ask;
 pub use audience::{Audience, AudienceError};
 pub use authority::{
@@ -37,8 +39,10 @@ pub use authority::{
 pub use client_ref::{ClientRef, ClientRefError};
 pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis};
 pub use device::{DeviceClass, DeviceId, Digest, DigestError};
+pub use device_summary::DeviceSummary;
 pub use diagnostic::{Diagnostic, did_you_mean};
 pub use duty::{DutyChanges, PendingAgent, Since};
+pub use enrolment::{EnrolBy, EnrolledBy, Proven, Shown};
 pub use entry::{
     Entry, EntryDraft, EntryError, RetractedSvid, Selector, WorkloadFacts, is_pod_uid,
 };

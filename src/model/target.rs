@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::device::Digest;
+use super::enrolment::Shown;
 use super::ids::EntryId;
 
 /// What a request's object is at the moment of deciding. Absence is a value, not an error: it ends
@@ -39,4 +40,13 @@ pub enum Target {
         /// summary instead of being recorded one by one.
         unchanged: bool,
     },
+    /// What an applicant brought in place of a join token. One that does not hold is as nothing.
+    Shown(Shown),
+}
+
+impl Target {
+    /// Whether nothing is there that anybody could be allowed to have.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent | Self::Shown(Shown::Fault(..)))
+    }
 }

@@ -149,7 +149,7 @@ impl Rules {
         if let (true, Some((code, reason))) = (judgement.allowed, stands_against) {
             return Judgement { allowed: false, code, reason, ..judgement };
         }
-        if judgement.allowed && *target == Target::Absent && !scope::creates(ask) {
+        if judgement.allowed && target.is_absent() && !scope::creates(ask) {
             let (action, object) = scope::may_know_of(ask, object);
             // Whether a token lives is told to nobody: an applicant is denied, or let in.
             let knows = !matches!(ask, Ask::Enroll { .. })

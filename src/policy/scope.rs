@@ -124,7 +124,7 @@ pub(super) fn object(
             return Ok(format!("svid/doorward/operator/{name}"));
         }
         Ask::DeviceList { .. } => Object::Devices,
-        Ask::DeviceShow { class, id } | Ask::DeviceRevoke { class, id } => {
+        Ask::DeviceShow { class, id } | Ask::DeviceRevoke { class, id, .. } => {
             Object::Device(class.clone(), *id)
         }
         Ask::EntryCreate { entry } => Object::Entry(own(&entry.spiffe_id)?, None),
@@ -204,11 +204,14 @@ pub(super) fn creates(ask: &Ask) -> bool {
 }
 
 /// A second judgement that must come out as allowed too: nobody creates an entry for a path that
-/// he could not issue.
+/// he could not issue, or lets a machine in again who could not make a token for it.
 pub(super) fn also_needs(ask: &Ask) -> Option<(Action, String)> {
     match ask {
         Ask::EntryCreate { entry } => {
             Some((Action::Issue, format!("svid{}", entry.spiffe_id.path())))
+        }
+        Ask::DeviceRevoke { class, release: true, .. } => {
+            Some((Action::Write, Object::NewDevice(class.clone()).to_string()))
         }
         _ => None,
     }
@@ -272,6 +275,19 @@ mod tests {
         ] {
             assert_eq!(object(&with, &ask(json), &domain), Err(want), "{json}");
         }
+    }
+
+    #[test]
+    fn releasing_a_machine_needs_the_right_to_let_one_in() {
+        let device = "0".repeat(64);
+        let revoke = |release| {
+            let json = r#"{"device_revoke":{"class":"server","id":"DEVICE","release":RELEASE}}"#;
+            ask(&json.replace("DEVICE", &device).replace("RELEASE", release))
+        };
+        assert_eq!(also_needs(&revoke("false")), None);
+        let want = Some((Action::Write, "device/server/new".to_owned()));
+        assert_eq!(also_needs(&revoke("true")), want);
+        assert_eq!(revoke("true").action(), Action::Revoke);
     }
 
     #[test]

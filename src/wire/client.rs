@@ -16,7 +16,7 @@ use super::frame::{
     Opening, Reply, decode_nonce, read_end, read_reply, write_evidence, write_opening,
 };
 use super::frame_error::FrameError;
-use super::tls::{self, EXPORTER_LABEL};
+use super::tls::{self, EXPORTER_ENROLMENT, EXPORTER_LABEL};
 use crate::model::limits::{
     ANSWER_TIMEOUT, BUNDLE_MAX, CLOSE_TIMEOUT, FILE_MAX, PUSH_WAIT, TIMEOUT_MIB,
 };
@@ -177,6 +177,15 @@ impl Client {
             }
             _ => ClientError::Frame(error),
         })
+    }
+
+    /// What the proof of an applicant is bound to.
+    pub(super) fn enrolment_exporter(&self) -> Result<[u8; 32], ClientError> {
+        let mut value = [0; 32];
+        self.connection
+            .export_keying_material(&mut value, EXPORTER_ENROLMENT, b"")
+            .map_err(|_| ClientError::Broken("tls gives no exporter value".into()))?;
+        Ok(value)
     }
 
     fn exporter(&self, nonce: &[u8; 32]) -> Result<Zeroizing<[u8; 32]>, ClientError> {

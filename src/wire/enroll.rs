@@ -1,4 +1,4 @@
-//! Becoming a device: a self-signed key and a token go in, an SVID comes out.
+//! Becoming a device: a self-signed key and a token, or another proof, go in; an SVID comes out.
 //!
 //! The applicant knows one thing of the broker, the digest of a root certificate. It talks to
 //! nobody who can't show such a root, and takes nothing home that does not fit its own key, its trust
@@ -15,11 +15,10 @@ use super::client_error::ClientError;
 use super::credentials::CredentialsError;
 use super::dial;
 use super::leaf::Leaf;
+use super::shows::Shows;
 use super::tls;
 use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX, ROOTS_MAX};
-use crate::model::{
-    Answer, Ask, Clock, Digest, SecretValue, SpiffeId, TrustDomain, join_secret_digest,
-};
+use crate::model::{Answer, Clock, Digest, SpiffeId, TrustDomain};
 
 /// What enrolment gives.
 #[derive(Debug)]
@@ -33,8 +32,8 @@ pub struct Enrolled {
 }
 
 /// Enrols at `address` (the enrolment port, `host:port`) with a self-signed certificate (`chain`)
-/// over the device key. `token` is the secret part of the join token, empty for a device that comes
-/// back with its key; `roots` are SHA-256 of root certificates, one of which the broker must show.
+/// over the device key. `shows` is what lets it in; `roots` are SHA-256 of root certificates, one of
+/// which the broker must show before anything is sent.
 ///
 /// # Errors
 /// The broker's refusal, or what does not fit.
@@ -47,25 +46,18 @@ pub async fn enroll(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     name: &str,
-    token: SecretValue,
+    shows: impl Into<Shows>,
     clock: Arc<dyn Clock>,
 ) -> Result<Enrolled, ClientError> {
     let spki = own_key(&chain)?;
     let config = tls::applicant_client(chain, key, domain, roots.to_vec(), clock)?;
     let (endpoint, connection) = dial::dial(address, config).await?;
     let client = Client::over(endpoint, connection);
-    let ask = Ask::Enroll { name: name.to_owned(), token: known_by(&token) };
-    let asked = client.ask(ask, token).await;
+    let exporter = || client.enrolment_exporter();
+    let (ask, body) = shows.into().request(name, &spki, domain, exporter)?;
+    let asked = client.ask(ask, body).await;
     client.finish().await;
     check(asked?.1.answer, domain, roots, &spki)
-}
-
-/// What the broker knows the token by. A text that is no secret has a digest all the same, of which
-/// the broker knows nothing.
-fn known_by(token: &SecretValue) -> Option<Digest> {
-    let text = token.expose();
-    let of_text = || join_secret_digest(text).unwrap_or_else(|| Digest::of(text));
-    (!text.is_empty()).then(of_text)
 }
 
 fn own_key(chain: &[CertificateDer<'_>]) -> Result<Vec<u8>, ClientError> {
@@ -98,7 +90,7 @@ fn check(
         return Err(ClientError::Unexpected("its identity is of another trust domain"));
     }
     if !bundle.iter().any(|certificate| roots.contains(&Digest::of(certificate))) {
-        return Err(ClientError::Unexpected("its trust bundle lacks the root of the token"));
+        return Err(ClientError::Unexpected("its trust bundle lacks the root that was asked for"));
     }
     Ok(Enrolled { spiffe_id, chain, bundle })
 }

@@ -22,6 +22,7 @@ mod leaf;
 #[cfg(test)]
 mod loopback;
 mod pem;
+mod shows;
 mod sockets;
 mod strict;
 mod tls;
@@ -47,10 +48,12 @@ pub use frame::{
 pub use frame_error::FrameError;
 pub use http1::OnlyHttp1;
 pub use leaf::{Leaf, LeafError};
+pub use pem::{PemError, certificates as pem_certificates, key as pem_key};
 /// How a listening port speaks QUIC and TLS.
 pub use quinn::ServerConfig as PortConfig;
+pub use shows::{DeviceCertificate, Shows};
 pub use sockets::sockets;
 pub use tls::{
-    ALPN, ALPN_ENROLL, EXPORTER_LABEL, ServerIdentity, TlsError, applicant_client,
-    applicant_server, broker_server, client as client_config,
+    ALPN, ALPN_ENROLL, EXPORTER_ENROLMENT, EXPORTER_LABEL, ServerIdentity, TlsError,
+    applicant_client, applicant_server, broker_server, client as client_config,
 };

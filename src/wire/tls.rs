@@ -35,6 +35,8 @@ pub const ALPN: &[u8] = b"doorward/1";
 pub const ALPN_ENROLL: &[u8] = b"doorward-enroll/1";
 /// Label of the TLS exporter (RFC 8446 §7.5) that evidence is bound to; its context is the nonce.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-doorward-posture-1";
+/// The label of what an applicant's proof of possession is bound to; its context is empty.
+pub const EXPORTER_ENROLMENT: &[u8] = b"EXPORTER-doorward-enrolment-1";
 
 /// Why a configuration can't be made.
 #[derive(Debug, thiserror::Error)]

@@ -53,6 +53,7 @@ impl House {
             caller_rate: 500,
             denial_rate: 20,
             threads: Some(2),
+            methods: app::EnrolmentConfig::default(),
         };
         let wishes = Wishes { config, operator: "you".to_owned() };
         let place = dir.path().join("broker");

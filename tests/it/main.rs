@@ -7,6 +7,7 @@ mod between;
 mod ca;
 mod clients;
 mod comeback;
+mod enrolment;
 mod flood;
 mod forge;
 mod granted;

@@ -279,7 +279,7 @@ fn whoever_loses_the_right_or_the_identity_hears_nothing_more() {
         let revoke = async {
             waiting(&house, 1).await;
             let class = DeviceClass::parse("server").unwrap();
-            let ask = Ask::DeviceRevoke { class, id: agent.id };
+            let ask = Ask::DeviceRevoke { class, id: agent.id, release: false };
             operator.ask(ask, SecretValue::empty()).await.unwrap();
             Instant::now()
         };

@@ -22,7 +22,7 @@ mod ids;
 mod judge;
 #[path = "../../src/identity/token_draft.rs"]
 #[allow(dead_code)]
-mod token_draft;
+pub mod token_draft;
 mod tokens;
 mod x509;
 

@@ -18,7 +18,8 @@ use crate::broker::line::Line;
 use crate::broker::outcome::Body;
 use crate::identity::Peer;
 use crate::model::{
-    Ask, ClientRef, Clock, Code, Failure, Reason, Refusal, Released, RequestId, SecretValue, limits,
+    Ask, ClientRef, Clock, Code, EnrolBy, Failure, Reason, Refusal, Released, RequestId,
+    SecretValue, limits,
 };
 use crate::posture::Challenge;
 use crate::wire::{self, Ahead, CloseCode, FrameError, Opening, Reply};
@@ -62,7 +63,8 @@ impl Stream<'_> {
             },
             _ => None,
         };
-        let mut body = Incoming { recv, len, challenge };
+        let exporter = self.exporter(&ask);
+        let mut body = Incoming { recv, len, challenge, exporter };
         let (request, outcome) =
             self.line.answer(self.peer, Some(self.registered), client, ask, &mut body).await;
         self.reply(&mut send, request, outcome).await;
@@ -123,6 +125,15 @@ impl Stream<'_> {
         let written = pin!(wire::write_reply(send, &reply, &[]));
         within(limits::WRITE_TIMEOUT, written).await.ok()?.ok()?;
         Some(challenge)
+    }
+
+    /// What the proof of an applicant is bound to; without one, no such proof holds.
+    fn exporter(&self, ask: &Ask) -> Option<[u8; 32]> {
+        if !matches!(ask, Ask::Enroll { by: Some(EnrolBy::X509), .. }) {
+            return None;
+        }
+        let (mut value, label) = ([0; 32], wire::EXPORTER_ENROLMENT);
+        self.connection.export_keying_material(&mut value, label, b"").ok().map(|()| value)
     }
 
     async fn refuse(&self, send: &mut quinn::SendStream, code: Code, hint: String) {
@@ -209,12 +220,13 @@ pub(super) struct Incoming {
     recv: Ahead<quinn::RecvStream>,
     len: usize,
     challenge: Option<Challenge>,
+    exporter: Option<[u8; 32]>,
 }
 
 impl Incoming {
     /// Of an ask that brings nothing; its stream must end all the same.
     pub(super) fn none(recv: Ahead<quinn::RecvStream>) -> Self {
-        Self { recv, len: 0, challenge: None }
+        Self { recv, len: 0, challenge: None, exporter: None }
     }
 }
 
@@ -236,6 +248,10 @@ impl Body for Incoming {
 
     fn challenge(&self) -> Option<&Challenge> {
         self.challenge.as_ref()
+    }
+
+    fn exporter(&self) -> Option<&[u8; 32]> {
+        self.exporter.as_ref()
     }
 }
 

@@ -1,0 +1,99 @@
+//! The files that methods of enrolment stand on, read at the start of a broker: one that can't be
+//! read, or holds something else, stops the start and is named.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use super::enrolment_config::EnrolmentConfig;
+use crate::authority::{Admission, EnrolMethods};
+use crate::identity::{Cluster, ClusterError, DeviceRoots, DeviceRootsError};
+use crate::model::Digest;
+use crate::model::limits::{CREDENTIALS_FILE_MAX, JWKS_MAX, ROOTS_MAX};
+use crate::wire::{PemError, pem_certificates};
+
+/// Why a method of enrolment can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the enrolment method `{method}` can't use `{}`: {fault}", path.display())]
+pub struct MethodError {
+    /// Its name.
+    pub method: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub fault: MethodFault,
+}
+
+/// What is wrong with a file.
+#[derive(Debug, thiserror::Error)]
+pub enum MethodFault {
+    /// It can't be read.
+    #[error("{0}")]
+    Io(std::io::Error),
+    /// It is no PEM of certificates.
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    /// Its certificates are no roots.
+    #[error(transparent)]
+    Roots(#[from] DeviceRootsError),
+    /// One is Doorward's own: every workload would be a device.
+    #[error("it holds a root of this broker, under which every workload has a certificate")]
+    Own,
+    /// It is no key set.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+/// Reads everything; relative paths lie in `dir`. `is_own` tells the keys of this broker's authorities.
+///
+/// # Errors
+/// The first file that can't be used.
+pub fn read_methods(
+    dir: &Path,
+    config: &EnrolmentConfig,
+    is_own: impl Fn(&Digest) -> bool,
+) -> Result<EnrolMethods, MethodError> {
+    let mut methods = EnrolMethods::default();
+    for it in &config.x509 {
+        let path = dir.join(&it.roots);
+        let read = roots(&path).and_then(|roots| {
+            let holds_own = roots.keys().any(&is_own);
+            if holds_own { Err(MethodFault::Own) } else { Ok(roots) }
+        });
+        let roots = read.map_err(|fault| failed(&it.name, path, fault))?;
+        let (name, class) = (it.name.clone(), it.class.clone());
+        methods.x509.push((Admission { name, class, ttl_s: it.ttl_s }, roots));
+    }
+    for it in &config.kubernetes {
+        let path = dir.join(&it.jwks);
+        let read = read(&path, JWKS_MAX).and_then(|jwks| {
+            let accounts = it.service_accounts.clone();
+            Ok(Cluster::read(&jwks, &it.issuer, &it.audience, accounts)?)
+        });
+        let cluster = read.map_err(|fault| failed(&it.name, path, fault))?;
+        let (name, class) = (it.name.clone(), it.class.clone());
+        methods.kubernetes.push((Admission { name, class, ttl_s: it.ttl_s }, cluster));
+    }
+    Ok(methods)
+}
+
+fn failed(method: &str, path: PathBuf, fault: MethodFault) -> MethodError {
+    MethodError { method: method.to_owned(), path, fault }
+}
+
+fn roots(path: &Path) -> Result<DeviceRoots, MethodFault> {
+    let certificates = pem_certificates(&read(path, CREDENTIALS_FILE_MAX)?, ROOTS_MAX)?;
+    Ok(DeviceRoots::read(&certificates)?)
+}
+
+/// A file; one byte over the limit is read, so that what reads it sees that it is too long.
+fn read(path: &Path, most: usize) -> Result<Vec<u8>, MethodFault> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+    let file = File::open(path).map_err(MethodFault::Io)?;
+    file.take(limit).read_to_end(&mut bytes).map_err(MethodFault::Io)?;
+    if bytes.len() > most {
+        return Err(MethodFault::Io(std::io::ErrorKind::FileTooLarge.into()));
+    }
+    Ok(bytes)
+}
