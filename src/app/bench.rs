@@ -77,14 +77,19 @@ pub fn bench(measure: Measure, told: &dyn Fn(&Value)) -> Result<(), String> {
     super::bench_policy::bench_policy(&sides.credentials, measure.run, told)
 }
 
-/// A broker without rate limits, a rule and a secret.
-fn prepare(stage: &mut Stage) -> Result<(), String> {
+/// Has a broker without rate limits.
+pub(super) fn lift_rates(stage: &mut Stage) -> Result<(), String> {
     let config = stage.broker_dir().join("broker.toml");
     let text = std::fs::read_to_string(&config).map_err(words)?;
     let text = text.replace("caller_rate = 500", "caller_rate = 1000000");
     std::fs::write(&config, text).map_err(words)?;
     stage.stop("broker");
-    stage.start_broker()?;
+    stage.start_broker()
+}
+
+/// A broker without rate limits, a rule and a secret.
+fn prepare(stage: &mut Stage) -> Result<(), String> {
+    lift_rates(stage)?;
     let policy = stage.broker_dir().join("policies/policy.csv");
     let mut rows = std::fs::read_to_string(&policy).map_err(words)?;
     rows.push_str(&format!(
@@ -273,12 +278,12 @@ fn median(runs: &mut [Figures]) -> Figures {
     runs.get(runs.len() / 2).copied().unwrap_or(none)
 }
 
-fn round(value: f64) -> f64 {
+pub(super) fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
 /// User and system time of a process, in seconds.
-fn cpu_seconds(pid: u32) -> Result<f64, String> {
+pub(super) fn cpu_seconds(pid: u32) -> Result<f64, String> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))
         .map_err(words)?;
     let after = stat.rsplit(')').next().unwrap_or("");

@@ -3,6 +3,7 @@
 mod admin_socket;
 mod agent;
 mod bench;
+mod bench_identity;
 mod bench_policy;
 mod broker;
 mod child;
@@ -35,6 +36,7 @@ mod unseal;
 
 pub use agent::{AgentRunError, RunError, agent_identity, attest_pid, exec, fetch, run_agent};
 pub use bench::{Measure, bench, echo};
+pub use bench_identity::{Fleet, bench_identity};
 pub use broker::RunningBroker;
 pub use child::Ran;
 pub use clock::GuardedClock;

@@ -205,6 +205,18 @@ pub enum Command {
     Restore(RestoreOptions),
     /// Measure a real broker beside a bare QUIC echo of the same sizes
     Bench {
+        /// What: `identity` for SVIDs and the push of entries to a fleet; else requests
+        #[arg(value_enum)]
+        what: Option<BenchWhat>,
+        /// Agents of the fleet
+        #[arg(long, default_value_t = 1000, requires = "what")]
+        agents: usize,
+        /// Entries, dealt out to the agents
+        #[arg(long, default_value_t = 50_000, requires = "what")]
+        entries: usize,
+        /// Entries made and taken away again, one after the other
+        #[arg(long, default_value_t = 500, requires = "what")]
+        changes: usize,
         /// Seconds of one run
         #[arg(long, default_value_t = 3)]
         seconds: u64,
@@ -239,6 +251,13 @@ pub fn completions(shell: clap_complete::Shell) -> String {
     let mut out = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "doorward", &mut out);
     String::from_utf8(out).unwrap_or_default()
+}
+
+/// A bench of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchWhat {
+    /// SVIDs issued a second, and how fast a change of an entry reaches the agent that needs it
+    Identity,
 }
 
 #[cfg(test)]

@@ -81,7 +81,11 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
         Command::Login { token, replace } => serve::login(&token, replace, &access, output),
         Command::Recover { action } => serve::recover(action, output),
         Command::Restore(options) => serve::restore(options, output),
-        Command::Bench { seconds, rounds, shape, echo, ready_file } => match (echo, ready_file) {
+        Command::Bench { what: Some(_), agents, entries, changes, seconds, rounds, .. } => {
+            serve::bench_identity((agents, entries, changes), seconds, rounds, output)
+        }
+        Command::Bench { seconds, rounds, shape, echo, ready_file, .. } => match (echo, ready_file)
+        {
             (Some(answer), Some(ready)) => serve::echo(answer, &ready, &access),
             _ => serve::bench(seconds, rounds, shape.as_deref(), output),
         },

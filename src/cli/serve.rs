@@ -289,6 +289,28 @@ pub fn restore(options: RestoreOptions, output: &Output) -> Result<(), Fault> {
     Ok(())
 }
 
+pub fn bench_identity(
+    (agents, entries, changes): (usize, usize, usize),
+    seconds: u64,
+    rounds: usize,
+    output: &Output,
+) -> Result<(), Fault> {
+    let fleet = app::Fleet {
+        agents: agents.clamp(1, 4000),
+        entries: entries.clamp(1, 60_000),
+        changes: changes.clamp(1, 100_000),
+        run: std::time::Duration::from_secs(seconds.clamp(1, 60)),
+        rounds: rounds.clamp(1, 9),
+    };
+    let told = |line: &serde_json::Value| {
+        let cells = line.as_object().into_iter().flatten();
+        let text: Vec<_> = cells.map(|(key, value)| format!("{key} {value}")).collect();
+        output.result(&text.join("  "), line);
+    };
+    app::bench_identity(fleet, &told)
+        .map_err(|why| Fault::failed("the measurement did not come to its end").cause(why))
+}
+
 pub fn bench(
     seconds: u64,
     rounds: usize,
