@@ -12,7 +12,7 @@ use super::scene::until;
 use super::workload_api::{entry, stage};
 
 /// Streams of one process: beside those of a change, no more SVIDs than one may have.
-const OF_A_PROCESS: usize = 40;
+const OF_A_PROCESS: usize = 48;
 /// Streams of one connection.
 const OF_A_CONNECTION: usize = 16;
 /// What a child process is told.
@@ -152,7 +152,7 @@ fn said(dir: &Path, children: usize, messages: usize) -> usize {
 #[test]
 fn many_streams_are_held_and_all_are_told_of_a_change() {
     let wanted = std::env::var("DOORWARD_TEST_STREAMS").ok().and_then(|text| text.parse().ok());
-    let children = wanted.unwrap_or(120_usize).div_ceil(OF_A_PROCESS);
+    let children = wanted.unwrap_or(144_usize).div_ceil(OF_A_PROCESS);
     let streams = children * OF_A_PROCESS;
     let stage = stage();
     entry(&stage, "tester", &[]);
