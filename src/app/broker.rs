@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::{GuardedClock, Watch};
+use super::federation;
+use super::federation_endpoint::Endpoint;
 use super::oidc::Published;
 use super::opening::{BrokerStart, Ground, Opened, StartError};
 use super::ports::{Opening, cores};
@@ -35,6 +37,8 @@ pub struct RunningBroker {
     pub enrolment: SocketAddr,
     /// TCP address for health and metrics.
     pub management: SocketAddr,
+    /// TCP address of our own bundle endpoint, where there is one.
+    pub federation: Option<SocketAddr>,
     line: Arc<Line>,
     ground: Ground,
     /// The log's writer and those that serve connections.
@@ -65,12 +69,16 @@ impl BrokerStart {
         let issuer = self.config.oidc_issuer.clone();
         let line = Arc::new(self.join_parts(&opened).await?);
         let (clock, store) = (Arc::clone(&opened.clock), Arc::clone(&opened.store));
+        let web_roots = self.config.federation.web_roots.clone();
         let running = self.open_ports(line, opened).await?;
         running.begin_chores(clock);
         running.keep_house();
         let stop = running.ground.supervisor.stopping();
         let calendar = rotation::run(Arc::clone(&running.line), stop);
         running.ground.supervisor.go_on("calendar of authorities", calendar);
+        let stop = running.ground.supervisor.stopping();
+        let fetching = federation::run(Arc::clone(&running.line), web_roots, stop);
+        running.ground.supervisor.go_on("federation", fetching);
         running.watch_store(store);
         let line = Arc::downgrade(&running.line);
         let keys = move || {
@@ -145,8 +153,18 @@ impl BrokerStart {
         let supervisor = &opened.ground.supervisor;
         let address = main.open("broker port", supervisor, &mut threads)?;
         let enrolment = enrolment.open("enrolment port", supervisor, &mut threads)?;
+        let federation = match self.config.federation.endpoint {
+            None => None,
+            Some(config) => {
+                let opening = Endpoint::open(config, Arc::clone(&server), Arc::clone(&line));
+                let (endpoint, bound) = opening.await?;
+                supervisor.go_on("bundle endpoint", endpoint.run(supervisor.stopping()));
+                Some(bound)
+            }
+        };
         let running = RunningBroker {
             address,
+            federation,
             enrolment,
             management: opened.ground.open_management(self.config.management).await?,
             line: Arc::clone(&line),

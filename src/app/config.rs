@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::enrolment_config::EnrolmentConfig;
+use super::federation_config::FederationConfig;
 use super::oidc::Issuer;
 use crate::model::{Diagnostic, TrustDomain, did_you_mean, limits};
 
@@ -48,9 +49,12 @@ pub struct BrokerConfig {
     pub threads: Option<usize>,
     /// Who may become a device without a join token.
     pub methods: EnrolmentConfig,
+    /// Our own bundle endpoint, and how those of others are judged.
+    pub federation: FederationConfig,
 }
 
-const KEYS: &[&str] = &["trust_domain", "listen", "advertise", "seal", "limits", "enrolment"];
+const KEYS: &[&str] =
+    &["trust_domain", "listen", "advertise", "seal", "limits", "enrolment", "federation"];
 
 impl BrokerConfig {
     /// Reads the text of a `broker.toml`.
@@ -83,6 +87,7 @@ impl BrokerConfig {
         let denial_rate = reader.number(rates, "denial_rate", &rate, limits::DENIAL_RATE);
         let threads = reader.threads(rates);
         let methods = reader.enrolment(table);
+        let federation = reader.federation(table);
         let whole = (|| {
             Some(Self {
                 trust_domain: trust_domain?,
@@ -97,6 +102,7 @@ impl BrokerConfig {
                 denial_rate: denial_rate?,
                 threads: threads?,
                 methods,
+                federation: federation?,
             })
         })();
         match whole {
@@ -132,7 +138,7 @@ impl BrokerConfig {
              [seal]\n{seal}\n\
              [limits]\n\
              # A second, of one caller; more is counted and refused as `limited`.\n\
-             caller_rate = {}\ndenial_rate = {}\n{threads}{methods}",
+             caller_rate = {}\ndenial_rate = {}\n{threads}{}{methods}",
             self.trust_domain,
             self.listen,
             self.enrolment,
@@ -141,6 +147,7 @@ impl BrokerConfig {
             self.advertise_enrolment,
             self.caller_rate,
             self.denial_rate,
+            self.federation.render(),
         )
     }
 }
@@ -319,6 +326,24 @@ impl Reader<'_> {
         }
     }
 
+    fn federation(&mut self, table: &DeTable<'_>) -> Option<FederationConfig> {
+        let Some(section) = self.section(table, "federation", FederationConfig::KEYS) else {
+            return (!table.contains_key("federation")).then(FederationConfig::default);
+        };
+        for (name, value) in section {
+            self.text(value, name.get_ref())?;
+        }
+        let value = |name| section.get(name).and_then(|value| value.get_ref().as_str());
+        match FederationConfig::of(value) {
+            Ok(config) => Some(config),
+            Err((name, message)) => {
+                let span = section.get(name).map_or(0..1, Spanned::span);
+                self.fault(span, message.to_owned(), None);
+                None
+            }
+        }
+    }
+
     /// None in it: the file does not say.
     fn threads(&mut self, section: Section<'_>) -> Option<Option<usize>> {
         let most = u32::try_from(limits::SERVING_THREADS_MAX).unwrap_or(u32::MAX);
@@ -406,6 +431,39 @@ mod tests {
                 "9:15 `caller_rate` is a whole number, 1 to 1000000",
             ]
         );
+    }
+
+    #[test]
+    fn federation_is_off_until_it_is_said_whole() {
+        let with = |lines: &str| {
+            let text = format!("{GOOD}[federation]\n{lines}\n");
+            BrokerConfig::parse("broker.toml", &text)
+        };
+        let plain = BrokerConfig::parse("broker.toml", GOOD).unwrap();
+        assert_eq!(plain.federation, FederationConfig::default());
+        assert_eq!(with("").unwrap(), plain);
+        for good in [
+            "web_roots = \"/r.pem\"",
+            "listen = \"127.0.0.1:0\"\nprofile = \"https_spiffe\"",
+            "listen = \"[::1]:1\"\nprofile = \"https_web\"\ncertificate = \"/c\"\nkey = \"/k\"\npath = \"/b\"",
+        ] {
+            let config = with(good).unwrap();
+            assert_ne!(config.federation, plain.federation, "{good}");
+            assert_eq!(BrokerConfig::parse("broker.toml", &config.render()), Ok(config), "{good}");
+        }
+        for bad in [
+            "profile = \"https_spiffe\"",
+            "listen = \"127.0.0.1:0\"",
+            "listen = \"x\"\nprofile = \"https_spiffe\"",
+            "listen = 1",
+            "listen = \"127.0.0.1:0\"\nprofile = \"https\"",
+            "listen = \"127.0.0.1:0\"\nprofile = \"https_web\"\nkey = \"/k\"",
+            "listen = \"127.0.0.1:0\"\nprofile = \"https_spiffe\"\nkey = \"/k\"",
+            "listen = \"127.0.0.1:0\"\nprofile = \"https_spiffe\"\npath = \"b\"",
+            "lisen = \"127.0.0.1:0\"",
+        ] {
+            assert_eq!(with(bad).unwrap_err().len(), 1, "{bad}");
+        }
     }
 
     #[test]

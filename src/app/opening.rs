@@ -9,6 +9,7 @@ use super::admin_socket::AdminSocketError;
 use super::clock::GuardedClock;
 use super::config::{BrokerConfig, SealConfig};
 use super::dir_lock::{DirLock, LockError};
+use super::federation_endpoint::EndpointError;
 use super::init::{log_origin, places};
 use super::layout::Layout;
 use super::management::{self, Health};
@@ -88,6 +89,9 @@ pub enum StartError {
         /// The log's size.
         size: u64,
     },
+    /// Our own bundle endpoint.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
     /// Secrets and keys.
     #[error(transparent)]
     Vault(#[from] VaultError),

@@ -115,6 +115,10 @@ fn commits(op: &str) -> bool {
             | "ca_activate"
             | "ca_taint"
             | "ca_revoke"
+            | "federation_add"
+            | "federation_remove"
+            | "federation_set_bundle"
+            | "federation_take"
             | "policy_activate"
             | "policy_rollback"
     )

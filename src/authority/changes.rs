@@ -127,7 +127,9 @@ pub(super) fn touched(mirror: &Mirror, steps: &[Step]) -> Touched {
                 of.dedup();
                 all.extend(of.into_iter().map(|whom| (whom, *id)));
             }
+            // Other domains' bundles are no entries; whoever is told of them is woken beside.
             Step::Authorities(_)
+            | Step::Federation(..)
             | Step::Bound(..)
             | Step::Device(..)
             | Step::Token(..)

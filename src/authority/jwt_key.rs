@@ -144,7 +144,8 @@ impl Authority {
         self.change(under, plan).await.map(|_| ())
     }
 
-    /// What the trust domain publishes of itself: the roots, and the keys for JWT-SVIDs.
+    /// What the trust domain publishes of itself: everything that is trusted in it, roots and keys for
+    /// JWT-SVIDs, of the prepared authority too, so that others know it before it signs.
     pub fn bundle_document(&self) -> Arc<BundleDocument> {
         self.issuers().document.clone()
     }

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::authorities::{Authorities, CA_KEY};
 use super::bound::{BoundRecord, BoundRows, row_key};
 use super::error::AuthorityError;
+use super::federated::{FEDERATION_PREFIX, Federated, FederationRecord, row_of};
 use super::recent::Whom;
 use super::records::{
     DENIED_PREFIX, DeniedKey, DeniedRecord, DeviceRecord, EntryRecord, TokenKey, TokenRecord,
@@ -42,6 +43,7 @@ pub(super) enum Step {
     Denied(DeniedKey, Option<DeniedRecord>),
     Bound(Digest, Option<BoundRecord>),
     Authorities(Authorities),
+    Federation(TrustDomain, Option<FederationRecord>),
 }
 
 /// All rows.
@@ -53,6 +55,7 @@ pub(super) struct Mirror {
     tokens: Arc<HashMap<TokenKey, Held<TokenRecord>>>,
     denied: Arc<HashMap<DeniedKey, Held<DeniedRecord>>>,
     bound: BoundRows,
+    federated: Federated,
     /// Entries by whom they are for, in the order of their ids.
     duties: Shards<Whom, Arc<Vec<EntryId>>>,
     /// Entries by the SPIFFE ID that they give, in lower case: no two may differ in that only.
@@ -104,6 +107,15 @@ impl Mirror {
             mirror.put_denied(record.key(), record, revision);
         }
         mirror.bound = BoundRows::load(store).await?;
+        for (key, record, revision) in
+            rows_under::<FederationRecord>(store, Table::Authority, FEDERATION_PREFIX).await?
+        {
+            let bad = || damaged(Table::Authority, &key);
+            if row_of(&record.trust_domain) != key || record.trust_domain == *domain {
+                return Err(bad());
+            }
+            mirror.federated.put(record, revision).map_err(|_| bad())?;
+        }
         Ok(mirror)
     }
 
@@ -128,6 +140,7 @@ impl Mirror {
                 Step::Denied(key, Some(record)) => next.put_denied(key, record, revision),
                 Step::Denied(key, None) => next.drop_denied(&key),
                 Step::Bound(of, record) => next.bound.put(of, record, revision),
+                Step::Federation(domain, record) => next.federated.step(&domain, record, revision),
                 Step::Authorities(row) => {
                     next.authorities = Some(Held { record: Arc::new(row), revision });
                 }
@@ -164,6 +177,10 @@ impl Mirror {
                     let value = record.as_ref().map(encode).transpose()?;
                     (Table::Authority, row_key(of), value, self.bound.revision(of))
                 }
+                Step::Federation(domain, record) => {
+                    let value = record.as_ref().map(encode).transpose()?;
+                    (Table::Authority, row_of(domain), value, self.federated.revision(domain))
+                }
                 Step::Authorities(row) => {
                     let held = self.authorities.as_ref().map(|held| held.revision);
                     (Table::Authority, CA_KEY.to_vec(), Some(encode(row)?), held)
@@ -178,6 +195,11 @@ impl Mirror {
     /// The authorities; there always are some, in a mirror that was loaded.
     pub(super) fn authorities(&self) -> Result<&Arc<Authorities>, AuthorityError> {
         self.authorities.as_ref().map(|held| &held.record).ok_or(AuthorityError::CaMissing)
+    }
+
+    /// The relationships with other trust domains.
+    pub(super) fn federated(&self) -> &Federated {
+        &self.federated
     }
 
     /// A device's row.
@@ -282,6 +304,7 @@ impl Mirror {
         Arc::ptr_eq(&self.device_statuses, &other.device_statuses)
             && Arc::ptr_eq(&self.entry_statuses, &other.entry_statuses)
             && Arc::ptr_eq(&self.denied_svids, &other.denied_svids)
+            && self.federated.roots_are_those_of(&other.federated)
     }
 
     fn put_device(&mut self, id: DeviceId, record: DeviceRecord, revision: u64) {

@@ -16,6 +16,9 @@ mod devices;
 mod enroll;
 mod entries;
 mod error;
+mod federated;
+mod federation;
+mod fetches;
 mod guesses;
 mod issue;
 mod issuers;
@@ -40,6 +43,8 @@ mod token;
 #[cfg(test)]
 mod fake_store;
 #[cfg(test)]
+mod federation_tests;
+#[cfg(test)]
 mod jwt_tests;
 #[cfg(test)]
 mod prove_tests;
@@ -49,6 +54,8 @@ mod rotate_tests;
 mod whole_tests;
 
 pub use error::AuthorityError;
+pub use federated::FederationError;
+pub use fetches::DueFetch;
 pub use key_seal::{CaKeys, KeySeal};
 pub use methods::{Admission, EnrolMethods};
 pub use own::OwnIdentity;

@@ -12,7 +12,8 @@ use super::records::{DeniedOf, DeniedRecord, DeviceRecord, EntryRecord, FORMAT};
 use super::room::Authority;
 use crate::identity::Caller;
 use crate::model::{
-    Ask, AuthorityState, CaStep, DeviceId, Digest, EntryId, Moment, Serial, SpiffeId,
+    Ask, AuthorityState, CaStep, DeviceId, Digest, EntryId, FederationStep, Moment, RelationshipId,
+    Serial, SpiffeId,
 };
 
 /// The least that epochs must be. As JSON it stands in the record of each revocation; merged over
@@ -35,6 +36,9 @@ pub struct EpochFloor {
     /// Authorities that were revoked.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub authorities: BTreeSet<Digest>,
+    /// Relationships with other trust domains that were ended.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub federations: BTreeSet<RelationshipId>,
 }
 
 /// One SVID that was revoked, as the log knows it.
@@ -63,6 +67,7 @@ impl EpochFloor {
         self.deleted.extend(other.deleted);
         self.svids.extend(other.svids);
         self.authorities.extend(other.authorities);
+        self.federations.extend(other.federations);
     }
 
     /// Forgets the revoked SVIDs that have ended by themselves.
@@ -74,7 +79,8 @@ impl EpochFloor {
     pub fn is_empty(&self) -> bool {
         let of_epochs = self.devices.is_empty() && self.entries.is_empty();
         let of_svids = self.deleted.is_empty() && self.svids.is_empty();
-        of_epochs && of_svids && self.authorities.is_empty()
+        let of_domains = self.authorities.is_empty() && self.federations.is_empty();
+        of_epochs && of_svids && of_domains
     }
 }
 
@@ -101,6 +107,11 @@ impl Authority {
                 if mirror.authorities().is_ok_and(|row| row.revoked.contains_key(id)) =>
             {
                 EpochFloor { authorities: BTreeSet::from([*id]), ..EpochFloor::default() }
+            }
+            Ask::Federation(FederationStep::Remove { id, .. })
+                if mirror.federated().all().all(|it| it.record.id != *id) =>
+            {
+                EpochFloor { federations: BTreeSet::from([*id]), ..EpochFloor::default() }
             }
             _ => EpochFloor::default(),
         }
@@ -166,6 +177,8 @@ fn raised(mirror: &Mirror, floor: &EpochFloor, now: Moment) -> Vec<Step> {
         next.entry.epoch = *least;
         steps.push(Step::Entry(*id, Some(next)));
     }
+    let ended = mirror.federated().all().filter(|it| floor.federations.contains(&it.record.id));
+    steps.extend(ended.map(|it| Step::Federation(it.record.trust_domain.clone(), None)));
     let deleted = floor.deleted.iter().filter(|id| mirror.entry(id).is_some());
     steps.extend(deleted.map(|id| Step::Entry(*id, None)));
     let living = floor.svids.iter().filter(|svid| svid.until > now.unix_s());

@@ -1,5 +1,6 @@
 //! The room's one shared part: what it holds, how it changes, and who carries out which ask.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::authorities::{Authorities, CA_KEY, OneRecord};
 use super::ca::{Ca, ClockTrust};
 use super::changes::touched;
 use super::error::AuthorityError;
+use super::fetches::Fetches;
 use super::guesses::Guesses;
 use super::issuers::{Issuers, Opening};
 use super::key_seal::CaKeys;
@@ -22,7 +24,7 @@ use super::recent::{Recent, Touched, Waiting};
 use super::records::encode;
 use super::rotate::Acknowledged;
 use crate::decision_log::{Authority as ForAuthority, Grant};
-use crate::identity::{Caller, Identity, View};
+use crate::identity::{Bundle, Caller, Identity, View};
 use crate::model::{
     Action, Answer, Ask, Clock, Code, Digest, Failure, Moment, Reason, Released, SecretValue,
     Target, TrustDomain, limits,
@@ -63,6 +65,7 @@ pub struct Authority {
     pub(super) waiting: Arc<Waiting>,
     /// What verifiers that know no SPIFFE call whoever signs our tokens.
     pub(super) token_issuer: Option<String>,
+    pub(super) fetches: Fetches,
     /// The authority that the broker's own certificate is of.
     pub(super) own_by: ArcSwapOption<Digest>,
     issuers: ArcSwap<Issuers>,
@@ -123,7 +126,8 @@ impl Authority {
         let mirror = Mirror::load(store.as_ref(), &domain).await?;
         let opening = Opening { domain: domain.clone(), keys, clock: ClockTrust::from(now) };
         let issuers = Issuers::open(mirror.authorities()?, None, &opening, now)?;
-        let identity = Arc::new(Identity::new(view(&domain, &issuers, &mirror)));
+        let bundles = joined(&issuers, &mirror);
+        let identity = Arc::new(Identity::new(view(&domain, bundles, &issuers, &mirror)));
         let authority = Self {
             opening,
             acknowledged: Acknowledged::default(),
@@ -141,6 +145,7 @@ impl Authority {
             conflicts: Guesses::default(),
             confirmed: Confirmed::default(),
             token_issuer: None,
+            fetches: Fetches::default(),
             store,
             domain,
             clock,
@@ -179,6 +184,7 @@ impl Authority {
                 let is_known = self.may_enroll(token.as_ref(), caller);
                 return Ok(if is_known { Target::Itself } else { Target::Absent });
             }
+            Ask::Federation(step) => return Ok(self.locate_federated(step)),
             Ask::Issue { entry, spiffe_id, .. } | Ask::IssueJwt { entry, spiffe_id, .. } => {
                 (entry, spiffe_id)
             }
@@ -260,6 +266,7 @@ impl Authority {
             }
             Ask::Bundle { holds } => self.bundle(caller, *holds),
             Ask::Ca(step) => self.ca_step(step, under, now).await,
+            Ask::Federation(step) => self.federation_step(caller, step, &body, under, now).await,
             Ask::Enroll { name, by: Some(_), .. } => {
                 self.enroll_by(caller, name, target, under, now).await
             }
@@ -364,8 +371,15 @@ impl Authority {
         let rotated = opened.is_some();
         self.recent.note(touched, mirror.entries_revision);
         let issuers = opened.map_or_else(|| self.issuers(), Arc::new);
-        if rotated || !mirror.looks_like(&self.mirror()) {
-            self.identity.install(view(&self.domain, &issuers, &mirror));
+        let former = self.mirror();
+        if rotated || !mirror.looks_like(&former) {
+            // The same map as long as no root has changed: roots are read anew for another one.
+            let same = !rotated && mirror.federated().roots_are_those_of(former.federated());
+            let bundles = match same {
+                true => Arc::clone(&self.identity.view().bundles),
+                false => joined(&issuers, &mirror),
+            };
+            self.identity.install(view(&self.domain, bundles, &issuers, &mirror));
         }
         // Nobody signs with what the view does not trust yet.
         self.issuers.store(issuers);
@@ -378,11 +392,24 @@ impl Authority {
     }
 }
 
-/// The picture that identity judges by. No foreign trust domain is in it (I11).
-fn view(domain: &TrustDomain, issuers: &Issuers, mirror: &Mirror) -> View {
+/// The roots of each trust domain under its own name: side by side, never merged (I11).
+fn joined(issuers: &Issuers, mirror: &Mirror) -> Arc<HashMap<TrustDomain, Bundle>> {
+    let mut all = mirror.federated().roots();
+    // Ours last: no row can stand in its place.
+    all.extend(issuers.bundles.iter().map(|(domain, bundle)| (domain.clone(), bundle.clone())));
+    Arc::new(all)
+}
+
+/// The picture that identity judges by.
+fn view(
+    domain: &TrustDomain,
+    bundles: Arc<HashMap<TrustDomain, Bundle>>,
+    issuers: &Issuers,
+    mirror: &Mirror,
+) -> View {
     View {
         trust_domain: domain.clone(),
-        bundles: issuers.bundles.clone(),
+        bundles,
         own_issuers: issuers.own_issuers.clone(),
         devices: mirror.device_statuses().clone(),
         entries: mirror.entry_statuses().clone(),

@@ -43,6 +43,12 @@ pub struct Metrics {
     pub waits: Gauge<i64, AtomicI64>,
     /// Such questions that were woken.
     pub pushes: Counter,
+    federated_domains: Gauge<i64, AtomicI64>,
+    federation_oldest: Gauge<i64, AtomicI64>,
+    /// Fetches of federated bundles that gave none.
+    pub federation_fetches_failed: Counter,
+    /// Answers of our own bundle endpoint.
+    pub bundles_served: Counter,
 }
 
 impl Default for Metrics {
@@ -65,6 +71,20 @@ impl Default for Metrics {
         registry.register("frames_refused", "Frames that were no request", frames_refused.clone());
         let count = Action::ALL.len() * Reason::ALL.len();
         let known = std::iter::repeat_with(OnceLock::new).take(count).collect();
+        let (federated_domains, federation_oldest) = (Gauge::default(), Gauge::default());
+        let (federation_fetches_failed, bundles_served) = (Counter::default(), Counter::default());
+        registry.register("federated_domains", "Relationships", federated_domains.clone());
+        registry.register(
+            "federation_oldest_bundle_seconds",
+            "Age of the federated bundle that was fetched longest ago",
+            federation_oldest.clone(),
+        );
+        registry.register(
+            "federation_fetches_failed",
+            "Fetches of federated bundles that gave none",
+            federation_fetches_failed.clone(),
+        );
+        registry.register("bundles_served", "Our own bundle", bundles_served.clone());
         Self {
             registry,
             decisions,
@@ -77,6 +97,10 @@ impl Default for Metrics {
             frames_refused,
             waits,
             pushes,
+            federated_domains,
+            federation_oldest,
+            federation_fetches_failed,
+            bundles_served,
         }
     }
 }
@@ -94,6 +118,12 @@ impl Metrics {
             None => counter().inc(),
         };
         self.seconds.observe(seconds);
+    }
+
+    /// How many domains are federated with, and the age of the oldest bundle in seconds.
+    pub fn federated(&self, domains: u64, oldest: u64) {
+        self.federated_domains.set(i64::try_from(domains).unwrap_or(i64::MAX));
+        self.federation_oldest.set(i64::try_from(oldest).unwrap_or(i64::MAX));
     }
 
     /// The text that a scraper reads.

@@ -16,7 +16,7 @@ use crate::decision_log::Note;
 use crate::identity::Caller;
 use crate::model::{
     Answer, Ask, AuthoritySummary, CaStanding, CaStep, Code, DeviceId, Digest, Entry, Failure,
-    Reason, Refusal, Released, RequestId, SpiffeId,
+    FederatedDomain, FederationStep, Reason, Refusal, Released, RequestId, SpiffeId,
 };
 
 /// Hexadecimal digits of a token's digest that name it, as in the record of its enrolment.
@@ -108,6 +108,11 @@ fn told(
         Ask::TokenCreate { .. } | Ask::OperatorAdd { .. } => "token",
         Ask::EntryCreate { .. } => "entry",
         Ask::Ca(step) if *step != (CaStep::Show {}) => "authorities",
+        Ask::Federation(
+            FederationStep::Add { .. }
+            | FederationStep::SetBundle { .. }
+            | FederationStep::Take { .. },
+        ) => "federation",
         Ask::PolicyActivate {} | Ask::PolicyRollback {} => "policy",
         _ => return Ok(None),
     };
@@ -127,6 +132,7 @@ fn told(
         }
         Answer::Entries { items, .. } => items.first().map(entry).ok_or_else(unreadable)?,
         Answer::Authorities(standing) => authorities(standing),
+        Answer::Federation { items } => items.first().map(federated).ok_or_else(unreadable)?,
         Answer::Policy { serial, digest } => json!({ "digest": digest, "serial": serial }),
         _ => return Ok(None),
     };
@@ -167,6 +173,19 @@ fn authorities(standing: &CaStanding) -> Value {
     let state = |it: &AuthoritySummary| (it.id.to_string(), json!(it.state));
     let states: serde_json::Map<_, _> = standing.authorities.iter().map(state).collect();
     json!({ "authorities": states, "sequence": standing.sequence })
+}
+
+/// A relationship as it stands after a step.
+fn federated(domain: &FederatedDomain) -> Value {
+    let endpoint = domain.endpoint.as_ref();
+    json!({
+        "jwt_keys": domain.jwt_keys,
+        "profile": endpoint.map(|it| it.profile.as_str()),
+        "roots": domain.roots,
+        "sequence": domain.sequence,
+        "trust_domain": domain.trust_domain,
+        "url": endpoint.map(|it| &it.url),
+    })
 }
 
 /// An entry as it stands now; its selectors in words.

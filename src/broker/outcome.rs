@@ -6,7 +6,8 @@ use super::connections::Connection;
 use crate::decision_log::{RecordError, Ruling};
 use crate::identity::Peer;
 use crate::model::{
-    Ask, CaStep, ClientRef, Code, Failure, Reason, Refusal, Released, RequestId, SecretValue,
+    Ask, CaStep, ClientRef, Code, Failure, FederationStep, Reason, Refusal, Released, RequestId,
+    SecretValue,
 };
 use crate::posture::Challenge;
 
@@ -96,6 +97,7 @@ pub fn is_repeatable(ask: &Ask) -> bool {
             | Ask::PolicyRead {}
             | Ask::Bundle { .. }
             | Ask::Ca(CaStep::Show {})
+            | Ask::Federation(FederationStep::Bundle { .. } | FederationStep::List {})
             | Ask::BackupData {}
             | Ask::BackupKeys { .. }
     )

@@ -182,6 +182,12 @@ pub enum Command {
         #[command(subcommand)]
         action: super::ca::CaAction,
     },
+    /// Other trust domains whose identities are known here
+    Federation {
+        /// What to do
+        #[command(subcommand)]
+        action: super::federation::FederationAction,
+    },
     /// Policies
     Policy {
         /// What to do

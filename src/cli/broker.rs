@@ -77,6 +77,7 @@ fn tell_ready(running: &RunningBroker, file: Option<&std::path::Path>) -> Result
         let text = json!({
             "broker": running.address.to_string(), "enrolment": running.enrolment.to_string(),
             "management": running.management.to_string(),
+            "federation": running.federation.map(|address| address.to_string()),
         });
         app::replace_private(file, text.to_string().as_bytes()).map_err(|e| Fault::of(&e))?;
     }

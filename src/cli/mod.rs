@@ -12,6 +12,7 @@ mod ca;
 mod doctor;
 mod entries;
 mod fault;
+mod federation;
 mod import;
 mod join;
 mod listing;
@@ -130,6 +131,7 @@ async fn asking(command: Command, access: &access::Access, output: &Output) -> R
         Command::Entry { action } => entries::entry(action, access, output).await,
         Command::Identity { action } => entries::identity(action, access, output).await,
         Command::Ca { action } => ca::ca(action, access, output).await,
+        Command::Federation { action } => federation::federation(action, access, output).await,
         Command::Backup(options) => backup::backup(options, access, output).await,
         Command::Policy { action } => policies::policy(action, access, output).await,
         Command::Log { action } => logs::log(action, access, output).await,

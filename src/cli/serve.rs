@@ -112,6 +112,7 @@ fn wishes(options: &InitOptions) -> Result<(Wishes, Option<Box<dyn KeyProvider>>
         denial_rate: crate::model::limits::DENIAL_RATE,
         threads: None,
         methods: app::EnrolmentConfig::default(),
+        federation: app::FederationConfig::default(),
     };
     Ok((Wishes { config, operator: options.operator.clone() }, provider))
 }

@@ -11,7 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use super::line::Line;
 use super::merkle::sha256;
 use crate::model::{
-    Ask, CaStep, Digest, EnrolBy, EnrolledBy, EntryDraft, Labels, Shown, Target, WorkloadFacts,
+    Ask, CaStep, Digest, EndpointProfile, EnrolBy, EnrolledBy, EntryDraft, FederationStep, Labels,
+    Shown, Target, WorkloadFacts,
 };
 
 /// Bytes of a digest that stands for a text or a token: enough to find it again.
@@ -50,6 +51,7 @@ pub(super) fn of(line: &mut Line, ask: &Ask, target: &Target) {
             line.key("detail").object(|line| text(line, "name", name, 2 * WIDE));
         }
         Ask::Ca(step) => authority(line, step),
+        Ask::Federation(step) => federation(line, step),
         Ask::Bundle { holds: Some(holds) } => line.key("detail").object(|line| {
             line.key("sequence").number(holds.sequence);
             line.key("tainted").number(u64::from(holds.tainted));
@@ -132,6 +134,27 @@ fn authority(line: &mut Line, step: &CaStep) {
             line.key("authority").hex(&id.0);
             line.key("force").truth(*force);
         }),
+    }
+}
+
+/// Where a bundle is fetched, and by which rules; the domain is the object.
+fn federation(line: &mut Line, step: &FederationStep) {
+    match step {
+        FederationStep::Add { endpoint: Some(endpoint), .. } => {
+            line.key("detail").object(|line| {
+                if let EndpointProfile::HttpsSpiffe { endpoint_id } = &endpoint.profile {
+                    text(line, "endpoint_id", endpoint_id.as_str(), WIDE);
+                }
+                line.key("profile").text(endpoint.profile.as_str());
+                text(line, "url", endpoint.url.as_str(), WIDE);
+            });
+        }
+        FederationStep::SetBundle { force, .. } => {
+            line.key("detail").object(|line| line.key("force").truth(*force));
+        }
+        FederationStep::Add { endpoint: None, .. } | FederationStep::Bundle { .. } => {}
+        FederationStep::List {} | FederationStep::Refresh { .. } => {}
+        FederationStep::Remove { .. } | FederationStep::Take { .. } => {}
     }
 }
 
@@ -391,6 +414,13 @@ mod tests {
             json!({"enroll": {"name": long, "token": device}}),
             json!({"token_create": {"class": class, "ttl_s": u32::MAX}}),
             json!({"can_i": {"action": "activate", "object": long}}),
+            json!({"federation": {"add": {
+                "trust_domain": "b.example",
+                "endpoint": {
+                    "url": format!("https://{}", "b".repeat(63)),
+                    "profile": {"https_spiffe": {"endpoint_id": id}},
+                },
+            }}}),
             json!({"can_i": {"action": "activate", "object": "o".repeat(180)}}),
             json!({"log_read": {"from": u64::MAX, "limit": u32::MAX, "holding": long}}),
             json!({"write": {

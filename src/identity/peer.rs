@@ -8,6 +8,8 @@ use super::verify::VerifiedSvid;
 /// recorded like everything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
+    /// Bundles of federated trust domains.
+    Federation,
     /// The broker's own certificate.
     OwnIdentity,
     /// Forgetting tokens that have ended.
@@ -20,6 +22,7 @@ impl Task {
     /// The last segment of its SPIFFE ID, `/doorward/task/<word>`.
     pub fn word(self) -> &'static str {
         match self {
+            Self::Federation => "federation",
             Self::OwnIdentity => "own-identity",
             Self::Retention => "retention",
             Self::Rotation => "rotation",

@@ -129,6 +129,7 @@ pub(super) fn check_issuer(
 #[derive(Debug)]
 pub(super) struct Names {
     applicant: Arc<SpiffeId>,
+    federation: Arc<SpiffeId>,
     own_identity: Arc<SpiffeId>,
     retention: Arc<SpiffeId>,
     rotation: Arc<SpiffeId>,
@@ -143,6 +144,7 @@ impl Names {
         let task = |task: Task| name(&format!("/doorward/task/{}", task.word()));
         Self {
             applicant: name("/doorward/applicant"),
+            federation: task(Task::Federation),
             own_identity: task(Task::OwnIdentity),
             retention: task(Task::Retention),
             rotation: task(Task::Rotation),
@@ -157,6 +159,7 @@ impl Names {
     /// Of the broker's own work.
     pub(super) fn task(&self, task: Task) -> &Arc<SpiffeId> {
         match task {
+            Task::Federation => &self.federation,
             Task::OwnIdentity => &self.own_identity,
             Task::Retention => &self.retention,
             Task::Rotation => &self.rotation,

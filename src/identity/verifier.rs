@@ -95,6 +95,16 @@ impl SvidVerifier {
         Arc::new(Self { identity, clock, side: Side::Server(expected), hints })
     }
 
+    /// For the client of a bundle endpoint: as [`SvidVerifier::for_server`], with what `identity`
+    /// knows of the endpoint's own trust domain. It tells a stranger's server nothing of our roots.
+    pub fn for_endpoint(
+        identity: Arc<Identity>,
+        clock: Arc<dyn Clock>,
+        expected: SpiffeId,
+    ) -> Arc<Self> {
+        Arc::new(Self { identity, clock, side: Side::Server(expected), hints: Vec::new() })
+    }
+
     /// For a client that knows nothing but the roots of `domain`; else as
     /// [`SvidVerifier::for_server`]. An `expected` ID of another domain fits no server.
     pub fn for_server_of(

@@ -21,7 +21,7 @@ use super::place::Place;
 use super::svid_error::SvidError;
 use super::trust::{Root, Roots, Trust, check_issuer};
 use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX};
-use crate::model::{Digest, Moment, Serial, SpiffeId};
+use crate::model::{Digest, Moment, Serial, SpiffeId, TrustDomain};
 
 /// Clocks of other organisations differ from ours by this; our own certificates are judged exactly,
 /// because our authority back-dates them and nobody else's clock is involved.
@@ -169,6 +169,12 @@ pub(super) fn verify(
         root: path.root,
         extension,
     })
+}
+
+/// The trust domain that a leaf says it is of, whoever signed it.
+pub(super) fn claimed_domain(leaf: &CertificateDer<'_>) -> Option<TrustDomain> {
+    let (id, _) = check_leaf(&Certificate::read(leaf).ok()?).ok()?;
+    Some(id.trust_domain().clone())
 }
 
 /// The bounds on what a stranger may show.

@@ -4,7 +4,7 @@
 //! a store or a clock; who asks says what time it is.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
@@ -15,7 +15,7 @@ use super::peer::{Applicant, Peer, SvidPeer};
 use super::standing;
 use super::svid_error::SvidError;
 use super::trust::Trust;
-use super::verify::{VerifiedSvid, verify};
+use super::verify::{VerifiedSvid, claimed_domain, verify};
 use crate::model::{DeviceClass, DeviceId, Digest, EntryId, Moment, Serial, SpiffeId, TrustDomain};
 
 /// The roots of one trust domain; never merged with another's.
@@ -80,6 +80,8 @@ pub enum DeniedFor {
 pub struct Identity {
     trust: ArcSwap<Trust>,
     changed: tokio::sync::watch::Sender<u64>,
+    /// Federated domains whose SVID nobody's key of theirs had signed: no more than there are.
+    unknown_keys: Mutex<HashSet<TrustDomain>>,
 }
 
 impl Identity {
@@ -88,6 +90,7 @@ impl Identity {
         Self {
             trust: ArcSwap::from_pointee(Trust::new(view)),
             changed: tokio::sync::watch::channel(0).0,
+            unknown_keys: Mutex::default(),
         }
     }
 
@@ -133,7 +136,29 @@ impl Identity {
         beside: &[CertificateDer<'_>],
         now: Moment,
     ) -> Result<VerifiedSvid, SvidError> {
-        verify(&self.trust.load(), leaf, beside, now)
+        let trust = self.trust.load();
+        let verified = verify(&trust, leaf, beside, now);
+        // The new key of an authority often has the name of the old one.
+        if matches!(verified, Err(SvidError::UnknownIssuer | SvidError::Signature)) {
+            self.note_unknown_key(&trust, leaf);
+        }
+        verified
+    }
+
+    /// Remembers that a federated domain may have a key that we have not fetched yet.
+    fn note_unknown_key(&self, trust: &Trust, leaf: &CertificateDer<'_>) {
+        let Some(domain) = claimed_domain(leaf) else { return };
+        if domain != trust.view.trust_domain && trust.roots(&domain).is_some() {
+            let mut all = self.unknown_keys.lock().unwrap_or_else(PoisonError::into_inner);
+            all.insert(domain);
+        }
+    }
+
+    /// The federated domains in whose name somebody has shown an SVID under an unknown key since this
+    /// was last asked: worth a look at their bundles. Anybody may have shown it.
+    pub fn take_unknown_keys(&self) -> HashSet<TrustDomain> {
+        let mut all = self.unknown_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *all)
     }
 
     /// An applicant out of its self-signed certificate, which the handshake has proven.
@@ -625,7 +650,7 @@ mod tests {
         );
         assert!(caller.device().is_none() && caller.certificate().is_none());
         assert!(identity.still(&caller, moment(NOW)));
-        for task in [Task::OwnIdentity, Task::Retention, Task::Rotation] {
+        for task in [Task::Federation, Task::OwnIdentity, Task::Retention, Task::Rotation] {
             let caller = identity.recognise(&Peer::broker(task), moment(NOW));
             assert_eq!(caller.kind(), CallerKind::Broker(task));
             assert_eq!(caller.standing(), Standing::Live);

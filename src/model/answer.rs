@@ -7,6 +7,7 @@ use super::device::{DeviceClass, DeviceId};
 use super::device_summary::DeviceSummary;
 use super::duty::{DutyChanges, PendingAgent};
 use super::entry::Entry;
+use super::federation::FederatedDomain;
 use super::ids::{RequestId, StartId};
 use super::items::{SecretItem, VersionItem};
 use super::secret::Labels;
@@ -293,6 +294,11 @@ pub enum Answer {
         /// The keys for JWT-SVIDs, as RFC 7517 writes keys; a broker from before them tells none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         jwt_keys: Vec<serde_json::Value>,
+    },
+    /// Relationships with other trust domains, in the order of their names.
+    Federation {
+        /// Them.
+        items: Vec<FederatedDomain>,
     },
     /// The authorities and who lives by them.
     Authorities(CaStanding),

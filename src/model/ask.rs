@@ -11,6 +11,7 @@ use super::device::{DeviceClass, DeviceId, Digest};
 use super::duty::Since;
 use super::enrolment::EnrolBy;
 use super::entry::{EntryDraft, RetractedSvid, WorkloadFacts};
+use super::federation::FederationStep;
 use super::ids::{EntryId, RequestId, Serial};
 use super::name::{SecretName, SecretPrefix};
 use super::object::Action;
@@ -131,6 +132,8 @@ pub enum Ask {
     },
     /// The authorities that sign: looking at them, and each step of their life.
     Ca(CaStep),
+    /// Relationships with other trust domains: looking at them, and each step of their life.
+    Federation(FederationStep),
 
     /// Becoming a device, on the enrolment port. The body is the join token's text, another proof
     /// (`by`), or empty for a device that comes back with its key.
@@ -295,6 +298,7 @@ impl Ask {
             }
             Self::LogRead { .. } | Self::Status {} | Self::Bundle { .. } => Action::Read,
             Self::Ca(step) => step.action(),
+            Self::Federation(step) => step.action(),
             Self::Write { .. } | Self::Label { .. } | Self::EntryCreate { .. } => Action::Write,
             Self::TokenCreate { .. } | Self::OperatorAdd { .. } => Action::Write,
             Self::List { .. } | Self::Versions { .. } => Action::List,
@@ -334,6 +338,7 @@ impl Ask {
             Self::Duties { .. } => "duties",
             Self::Bundle { .. } => "bundle",
             Self::Ca(step) => step.op(),
+            Self::Federation(step) => step.op(),
             Self::Enroll { .. } => "enroll",
             Self::Issue { .. } => "issue",
             Self::IssueJwt { .. } => "issue_jwt",

@@ -116,6 +116,18 @@ impl StartId {
     }
 }
 
+/// The immutable id of one relationship with another trust domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RelationshipId(#[serde(deserialize_with = "read")] Uuid);
+
+impl RelationshipId {
+    /// A fresh random id.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
 /// A certificate's serial number as its unsigned big-endian bytes, without leading zeros.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial(pub Box<[u8]>);

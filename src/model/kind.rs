@@ -4,7 +4,8 @@
 use super::ask::Ask;
 use super::enrolment::EnrolBy;
 use super::limits::{
-    BUNDLE_MAX, DEVICE_PROOF_MAX, EVIDENCE_MAX, POD_TOKEN_MAX, TOKEN_MAX, VALUE_MAX,
+    BUNDLE_DOCUMENT_MAX, BUNDLE_MAX, DEVICE_PROOF_MAX, EVIDENCE_MAX, POD_TOKEN_MAX, TOKEN_MAX,
+    VALUE_MAX,
 };
 
 /// Which room carries an ask out, and so which kind of grant it needs.
@@ -42,7 +43,7 @@ impl Ask {
             Self::EntryDelete { .. } | Self::Revoke { .. } => Kind::Authority,
             Self::IssueJwt { .. } => Kind::Authority,
             Self::RevokeSvid { .. } | Self::Retract { .. } => Kind::Authority,
-            Self::Bundle { .. } | Self::Ca(_) => Kind::Authority,
+            Self::Bundle { .. } | Self::Ca(_) | Self::Federation(_) => Kind::Authority,
             Self::CanI { .. } | Self::Report { .. } | Self::PolicyRead {} => Kind::Administration,
             Self::PolicyActivate {} | Self::PolicyRollback {} => Kind::Administration,
             Self::LogRead { .. } | Self::Explain { .. } | Self::Status {} => Kind::Administration,
@@ -75,6 +76,7 @@ impl Ask {
             Self::Enroll { by: None, .. } => TOKEN_MAX,
             Self::Enroll { by: Some(EnrolBy::X509), .. } => DEVICE_PROOF_MAX,
             Self::Enroll { by: Some(EnrolBy::Kubernetes), .. } => POD_TOKEN_MAX,
+            Self::Federation(step) if step.brings_bundle() => BUNDLE_DOCUMENT_MAX,
             _ => 0,
         }
     }

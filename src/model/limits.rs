@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 mod enrolment;
-pub use enrolment::*;
+mod federation;
+
+pub use self::enrolment::*;
+pub use self::federation::*;
 
 /// A SPIFFE ID: the standard's own limit, in bytes (SPIFFE-ID §2.3).
 pub const SPIFFE_ID_MAX: usize = 2048;

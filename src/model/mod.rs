@@ -14,8 +14,10 @@ mod device;
 mod device_summary;
 mod diagnostic;
 mod duty;
+mod endpoint;
 mod enrolment;
 mod entry;
+mod federation;
 mod ids;
 mod items;
 mod join_secret;
@@ -42,11 +44,13 @@ pub use device::{DeviceClass, DeviceId, Digest, DigestError};
 pub use device_summary::DeviceSummary;
 pub use diagnostic::{Diagnostic, did_you_mean};
 pub use duty::{DutyChanges, PendingAgent, Since};
+pub use endpoint::{Endpoint, EndpointProfile, EndpointUrl, EndpointUrlError};
 pub use enrolment::{EnrolBy, EnrolledBy, Proven, Shown};
 pub use entry::{
     Entry, EntryDraft, EntryError, RetractedSvid, Selector, WorkloadFacts, is_pod_uid,
 };
-pub use ids::{EntryId, IdError, RequestId, Serial, SerialError, StartId};
+pub use federation::{FederatedDomain, FederationStep};
+pub use ids::{EntryId, IdError, RelationshipId, RequestId, Serial, SerialError, StartId};
 pub use items::{SecretItem, VersionItem, VersionState};
 pub use join_secret::join_secret_digest;
 pub use kind::Kind;

@@ -6,6 +6,7 @@
 //! | whoami, can-i | `svid/<own path>` |
 //! | report, renew, duties, retract | the caller's `device/<class>/<id>`; without a device `svid/<own path>` |
 //! | bundle, ca show, prepare, activate, taint, revoke | `bundle/<trust domain>` |
+//! | federation add, refresh, set-bundle, bundle, remove · list | `bundle/<that trust domain>` · `bundle/<ours>` |
 //! | enroll | `device/any/applicant` |
 //! | issue, revoke, revoke svid | `svid/<path>` |
 //! | operator remove | `svid/doorward/operator/<name>` |
@@ -22,7 +23,8 @@
 
 use crate::identity::{Caller, CallerKind, Standing, Task};
 use crate::model::{
-    Action, Ask, CaStep, DeviceClass, DeviceId, Object, SpiffeId, TrustDomain, check_segment,
+    Action, Ask, CaStep, DeviceClass, DeviceId, FederationStep, Object, SpiffeId, TrustDomain,
+    check_segment,
 };
 
 /// What `enroll` is about: there is no device yet, and whoever it is can't choose.
@@ -100,10 +102,17 @@ pub(super) fn object(
         Ask::Undelete { name, .. } | Ask::Label { name, .. } => secret(name),
         Ask::List { prefix, .. } => return Ok(format!("secret/{prefix}")),
         Ask::Whoami {} | Ask::CanI { .. } => return Ok(asker.own_svid()),
+        // What is taken from the caller must not be read as a path of our own.
+        Ask::Report { .. } | Ask::Renew {} | Ask::Duties { .. } | Ask::Retract { .. }
+            if asker.id.trust_domain() != domain =>
+        {
+            return Err(NoObject::Forbidden);
+        }
         Ask::Report { .. } | Ask::Renew {} | Ask::Duties { .. } | Ask::Retract { .. } => {
             return Ok(asker.own_device().unwrap_or_else(|| asker.own_svid()));
         }
         Ask::Bundle { .. } | Ask::Ca(_) => Object::Bundle(domain.clone()),
+        Ask::Federation(step) => Object::Bundle(step.trust_domain().unwrap_or(domain).clone()),
         Ask::Enroll { .. } => return Ok(APPLICANT_OBJECT.to_owned()),
         Ask::Issue { spiffe_id, .. } | Ask::IssueJwt { spiffe_id, .. } => {
             if spiffe_id.is_reserved() {
@@ -188,7 +197,8 @@ pub(super) fn task_rule(task: Task, ask: &Ask) -> Option<&'static str> {
         (Task::Retention, Ask::Renew {}) => Some("task-retention"),
         (Task::Rotation, Ask::Ca(CaStep::Taint { .. })) => None,
         (Task::Rotation, Ask::Ca(_)) => Some("task-rotation"),
-        (Task::OwnIdentity | Task::Retention | Task::Rotation, _) => None,
+        (Task::Federation, Ask::Federation(FederationStep::Take { .. })) => Some("task-federation"),
+        (Task::Federation | Task::OwnIdentity | Task::Retention | Task::Rotation, _) => None,
     }
 }
 

@@ -18,6 +18,8 @@ mod enroll;
 mod frame;
 mod frame_error;
 mod http1;
+mod http_get;
+mod https;
 mod leaf;
 #[cfg(test)]
 mod loopback;
@@ -26,6 +28,7 @@ mod shows;
 mod sockets;
 mod strict;
 mod tls;
+mod tls_stream;
 mod transport;
 
 pub use admin::{
@@ -46,7 +49,9 @@ pub use frame::{
     send_frame, write_evidence, write_opening, write_reply,
 };
 pub use frame_error::FrameError;
+pub use http_get::{HttpGetError, HttpResponse};
 pub use http1::OnlyHttp1;
+pub use https::{HttpsClient, HttpsError, HttpsServer, web_roots};
 pub use leaf::{Leaf, LeafError};
 pub use pem::{PemError, certificates as pem_certificates, key as pem_key};
 /// How a listening port speaks QUIC and TLS.
@@ -57,3 +62,4 @@ pub use tls::{
     ALPN, ALPN_ENROLL, EXPORTER_ENROLMENT, EXPORTER_LABEL, ServerIdentity, TlsError,
     applicant_client, applicant_server, broker_server, client as client_config,
 };
+pub use tls_stream::TlsStream;

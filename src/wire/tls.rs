@@ -247,7 +247,7 @@ pub(super) fn quic_client(tls: rustls::ClientConfig) -> Result<quinn::ClientConf
 }
 
 /// aws-lc-rs with the post-quantum hybrid first; nothing below 128 bits, nothing of TLS 1.2.
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         cipher_suites: vec![
             cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -276,7 +276,7 @@ fn broker_id(domain: &TrustDomain) -> Result<SpiffeId, TlsError> {
 }
 
 /// The one clock, as rustls asks for it.
-struct TlsTime(Arc<dyn Clock>);
+pub(super) struct TlsTime(pub(super) Arc<dyn Clock>);
 
 impl fmt::Debug for TlsTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

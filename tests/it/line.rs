@@ -54,6 +54,7 @@ impl House {
             denial_rate: 20,
             threads: Some(2),
             methods: app::EnrolmentConfig::default(),
+            federation: app::FederationConfig::default(),
         };
         let wishes = Wishes { config, operator: "you".to_owned() };
         let place = dir.path().join("broker");
