@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::model::limits::IDENTITIES_MAX;
-use crate::model::{Entry, EntryId, SpiffeId, StartId, WorkloadFacts};
+use crate::model::{DutyChanges, Entry, EntryId, SpiffeId, StartId, WorkloadFacts};
 
 /// The entries for this device, as the broker last told.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +21,8 @@ pub struct Duties {
     pub bundle: u64,
     /// The start of the broker that told them; `None` before any has.
     pub start: Option<StartId>,
+    /// Another number whenever a federated bundle is another.
+    pub federated: u64,
 }
 
 /// An entry that a process would get but for these selectors. For the operator, never for the
@@ -51,13 +53,14 @@ pub enum Unmatched {
 }
 
 impl Duties {
-    /// The duties after a change: `items` are new or other than before, `gone` are none any more.
-    pub fn changed(&self, items: Vec<Entry>, gone: &[EntryId], revision: u64, bundle: u64) -> Self {
+    /// The duties after a change.
+    pub fn changed(&self, changes: DutyChanges) -> Self {
+        let DutyChanges { items, gone, revision, bundle, federated, .. } = changes;
         let ids = items.iter().map(|entry| entry.id).chain(gone.iter().copied());
         let other: HashSet<EntryId> = ids.collect();
         let same = self.entries.iter().filter(|entry| !other.contains(&entry.id)).cloned();
         let entries = same.chain(items.into_iter().map(Arc::new)).collect();
-        Self { entries, revision, bundle, start: self.start }
+        Self { entries, revision, bundle, federated, start: self.start }
     }
 
     /// The entry for a process; `wanted` is the identity that it asks for, if it names one.
@@ -163,6 +166,7 @@ mod tests {
             selectors,
             ttl_s: None,
             default,
+            federates_with: Vec::new(),
         };
         let created = "2026-11-23T00:00:00Z".into();
         Entry { id: EntryId(Uuid::from_u128(n)), draft, epoch: 0, created }
@@ -184,12 +188,19 @@ mod tests {
         ];
         let before = Duties { start, ..duties(vec![a.clone(), b.clone()]) };
         let other = Entry { epoch: 7, ..b.clone() };
-        let after = before.changed(vec![other, c], &[a.id, EntryId(Uuid::from_u128(9))], 5, 2);
+        let after = before.changed(DutyChanges {
+            items: vec![other, c],
+            gone: vec![a.id, EntryId(Uuid::from_u128(9))],
+            revision: 5,
+            bundle: 2,
+            federated: 4,
+            resync: false,
+        });
         let mut left: Vec<_> =
             after.entries.iter().map(|it| (it.id.0.as_u128(), it.epoch)).collect();
         left.sort_unstable();
         assert_eq!(left, [(2, 7), (3, 0)]);
-        assert_eq!((after.revision, after.bundle, after.start), (5, 2, start));
+        assert_eq!((after.revision, after.bundle, after.federated, after.start), (5, 2, 4, start));
         assert_eq!(before.entries.len(), 2, "whoever looks at the former state sees it whole");
     }
 

@@ -10,6 +10,7 @@ mod cgroup;
 mod duties;
 mod exe;
 pub mod facts;
+mod federated;
 mod given;
 mod home;
 mod http;

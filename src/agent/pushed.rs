@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use super::duties::Duties;
 use super::uplink::{DUTIES_AT_MOST, Uplink, UplinkError, ask, ask_patiently};
 use crate::model::limits::{ENTRIES_MAX, PUSH_BURST, PUSH_EVERY};
-use crate::model::{Answer, Ask, DutyChanges, Entry, EntryId, Since};
+use crate::model::{Answer, Ask, DutyChanges, Since};
 use crate::wire::Client;
 
 /// After a failure to hear of the duties.
@@ -22,16 +22,18 @@ const DUTIES_AGAIN: Duration = Duration::from_secs(4);
 
 /// What came of a question.
 enum Told {
-    /// These entries are new or other, those are gone; the rest stands.
-    Changes { items: Vec<Entry>, gone: Vec<EntryId>, revision: u64, bundle: u64 },
+    /// This, and the rest stands.
+    Changes(DutyChanges),
     /// The list must be read whole.
     Resync,
 }
 
 impl Told {
     fn is_quiet(&self, held: &Duties) -> bool {
-        matches!(self, Self::Changes { items, gone, bundle, .. }
-            if items.is_empty() && gone.is_empty() && *bundle == held.bundle)
+        matches!(self, Self::Changes(DutyChanges { items, gone, bundle, federated, .. })
+            if items.is_empty()
+                && gone.is_empty()
+                && (*bundle, *federated) == (held.bundle, held.federated))
     }
 }
 
@@ -73,9 +75,7 @@ impl Uplink {
         };
         let quiet = told.is_quiet(&held);
         let duties = match told {
-            Told::Changes { items, gone, revision, bundle } => {
-                held.changed(items, &gone, revision, bundle)
-            }
+            Told::Changes(changes) => held.changed(changes),
             Told::Resync => self.read_whole(client).await?,
         };
         if duties.entries.len() > ENTRIES_MAX {
@@ -120,7 +120,8 @@ impl Uplink {
 
     async fn since(&self, client: &Client, held: &Duties, wait: bool) -> Result<Told, UplinkError> {
         let Some(start) = held.start else { return Ok(Told::Resync) };
-        let since = Some(Since { start, bundle: held.bundle, wait });
+        let (bundle, federated) = (held.bundle, held.federated);
+        let since = Some(Since { start, bundle, federated, wait });
         let holds = Some(self.shared.held_revision().unwrap_or(held.revision));
         let asked = Ask::Duties { after: None, holds, since };
         let answer = match wait {
@@ -129,9 +130,7 @@ impl Uplink {
         };
         match answer {
             Answer::Changes(DutyChanges { resync: true, .. }) => Ok(Told::Resync),
-            Answer::Changes(DutyChanges { items, gone, revision, bundle, .. }) => {
-                Ok(Told::Changes { items, gone, revision, bundle })
-            }
+            Answer::Changes(changes) => Ok(Told::Changes(changes)),
             _ => Err(UplinkError::Answer("changes")),
         }
     }
@@ -142,14 +141,14 @@ impl Uplink {
             let after = duties.as_ref().and_then(|duties| duties.entries.last());
             let asked =
                 Ask::Duties { after: after.map(|entry| entry.id), holds: None, since: None };
-            let Answer::Entries { items, more, revision, bundle, start } =
+            let Answer::Entries { items, more, revision, bundle, start, federated } =
                 ask(client, asked).await?
             else {
                 return Err(UplinkError::Answer("entries"));
             };
             let goes_on = more && !items.is_empty();
             // The revision of the first page: what changed meanwhile is told as a change.
-            let first = || Duties { entries: Vec::new(), revision, bundle, start };
+            let first = || Duties { entries: Vec::new(), revision, bundle, federated, start };
             let all = duties.get_or_insert_with(first);
             if all.start.is_none() || all.start != start {
                 return Err(UplinkError::Answer("a list of one start, as brokers of today do"));

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 
 use super::duties::Duties;
+use super::federated::{Federated, FederatedTold};
 use super::roots::{Ledger, Roots};
 use crate::model::{DeviceId, SpiffeId};
 use crate::wire::Client;
@@ -48,6 +49,8 @@ pub(super) struct Shared {
     /// Who lives by which authority.
     ledger: Ledger,
     duties: watch::Sender<Arc<Duties>>,
+    /// Bundles of other trust domains.
+    federated: watch::Sender<Arc<Federated>>,
     status: watch::Sender<AgentStatus>,
     /// The revision of the entries that is held; the entries themselves may stand since before.
     revision: AtomicU64,
@@ -74,6 +77,7 @@ impl Shared {
             sequence: watch::channel(0).0,
             ledger: Ledger::default(),
             duties: watch::channel(Arc::default()).0,
+            federated: watch::channel(Arc::default()).0,
             status: watch::channel(status).0,
             revision: AtomicU64::new(0),
             wish: Notify::new(),
@@ -177,6 +181,22 @@ impl Shared {
     /// The roots of the trust domain, and each time that they change.
     pub(super) fn roots_told(&self) -> watch::Receiver<Arc<Roots>> {
         self.roots.subscribe()
+    }
+
+    /// These bundles of other trust domains are told from now on.
+    pub(super) fn federated(&self, federated: Federated) {
+        self.federated.send_if_modified(|held| {
+            let changed = **held != federated;
+            if changed {
+                *held = Arc::new(federated);
+            }
+            changed
+        });
+    }
+
+    /// The bundles of other trust domains, and each time that they change.
+    pub(super) fn federated_told(&self) -> FederatedTold {
+        self.federated.subscribe()
     }
 
     /// The sequence of the broker's bundle, and each time that it changes.

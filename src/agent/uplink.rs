@@ -25,7 +25,7 @@ use crate::wire::{Client, ClientError, Credentials, CredentialsError, Enrolled, 
 /// Waits between attempts to connect: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// One attempt to connect, enrol or ask.
-const ATTEMPT_MAX: Duration = Duration::from_secs(15);
+pub(super) const ATTEMPT_MAX: Duration = Duration::from_secs(15);
 /// How often the certificate's age is looked at, by the wall clock: timers stop in suspend.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// Between attempts to renew: a certificate lives an hour, and half of that is left.
@@ -197,6 +197,7 @@ impl Uplink {
             ended = self.keep_certificate(client, held) => ended,
             ended = self.keep_bundle(client, held) => ended,
             never = self.keep_duties(client) => match never {},
+            never = self.keep_federated(client) => match never {},
             never = reporter.run(client, &self.shared) => match never {},
         }
     }

@@ -144,6 +144,7 @@ fn draft(device: &Device, number: usize) -> Result<EntryDraft, String> {
         selectors: vec![Selector::Uid(UID), Selector::Path(path)],
         ttl_s: None,
         default: false,
+        federates_with: Vec::new(),
     })
 }
 
@@ -262,11 +263,13 @@ async fn follow(agent: usize, client: Client, heard: mpsc::Sender<Heard>) -> Res
     let (mut holds, mut since) = loop {
         let ask = Ask::Duties { after, holds: None, since: None };
         let (_, released) = client.ask(ask, SecretValue::empty()).await.map_err(words)?;
-        let Answer::Entries { items, more, revision, bundle, start: Some(start) } = released.answer
+        let Answer::Entries { items, more, revision, bundle, start: Some(start), federated } =
+            released.answer
         else {
             return Err("no list of entries".to_owned());
         };
-        let begun = *first.get_or_insert((revision, Since { start, bundle, wait: true }));
+        let since = Since { start, bundle, federated, wait: true };
+        let begun = *first.get_or_insert((revision, since));
         after = items.last().map(|entry| entry.id);
         if !more {
             break begun;
@@ -279,7 +282,7 @@ async fn follow(agent: usize, client: Client, heard: mpsc::Sender<Heard>) -> Res
     loop {
         let ask = Ask::Duties { after: None, holds: Some(holds), since: Some(since) };
         let (_, released) = client.ask(ask, SecretValue::empty()).await.map_err(words)?;
-        let Answer::Changes(DutyChanges { items, gone, revision, bundle, resync: false }) =
+        let Answer::Changes(DutyChanges { items, gone, revision, bundle, resync: false, .. }) =
             released.answer
         else {
             return Err("no changes".to_owned());

@@ -73,7 +73,7 @@ pub(super) async fn run(
         tokio::select! {
             Some(()) = running.next(), if !running.is_empty() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            _ = stop.wait_for(|stop| *stop) => break,
         }
         let parts = line.parts();
         let now = parts.clock.now();
@@ -81,15 +81,22 @@ pub(super) async fn run(
         parts.metrics.federated(domains, oldest);
         let room = BUNDLE_FETCHES.saturating_sub(running.len());
         for due in parts.authority.due_fetches(room, now) {
-            running.push(one(line, roots, due));
+            running.push(one(line, roots, due, stop.clone()));
         }
     }
+    // What has been fetched is put in force to its end; what has not is let go.
+    while running.next().await.is_some() {}
+    Ok(())
 }
 
 /// One fetch, from its beginning to what is said of it.
-async fn one(line: &Line, roots: &Path, due: DueFetch) {
+async fn one(line: &Line, roots: &Path, due: DueFetch, mut stop: watch::Receiver<bool>) {
     let parts = line.parts();
-    let fetched = match timeout(BUNDLE_FETCH_TIMEOUT, fetch(line, roots, &due)).await {
+    let fetched = tokio::select! {
+        fetched = timeout(BUNDLE_FETCH_TIMEOUT, fetch(line, roots, &due)) => fetched,
+        () = stopped(&mut stop) => return,
+    };
+    let fetched = match fetched {
         Ok(fetched) => fetched,
         Err(_) => Err(FetchError::Late),
     };
@@ -112,6 +119,10 @@ async fn one(line: &Line, roots: &Path, due: DueFetch) {
     tracing::warn!(domain = %due.trust_domain, fault, "no new bundle; the last good one stays");
     let detail = format!("no new bundle of {}: {fault}; the last good one stays", due.trust_domain);
     let _ = parts.log.note(Note::Alarm { what: "federation", detail }).await;
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Puts in force what was fetched, if it is another one or long confirmed.

@@ -52,6 +52,7 @@ impl Authority {
         // First the state, then its changes: what is noted later is left for the next answer.
         let mirror = self.mirror();
         let (now, bundle) = (mirror.entries_revision, mirror.authorities()?.sequence);
+        let federated = mirror.federated().changed();
         let changed = (since.start == self.recent.start)
             .then(|| self.recent.since((class, device), holds, now))
             .flatten();
@@ -66,6 +67,7 @@ impl Authority {
             gone,
             revision: upto,
             bundle,
+            federated,
             resync,
         })))
     }
@@ -170,7 +172,7 @@ mod tests {
         holds: Option<u64>,
         start: StartId,
     ) -> Result<Told, Failure> {
-        let since = Since { start, bundle: 0, wait: false };
+        let since = Since { start, bundle: 0, federated: 0, wait: false };
         let told = room.authority.duties(&agent(device, "server"), None, holds, Some(since))?;
         let Answer::Changes(DutyChanges { items, gone, revision, resync, .. }) = told.answer else {
             panic!("{:?}", told.answer)

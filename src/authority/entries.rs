@@ -48,6 +48,7 @@ impl Authority {
             revision,
             bundle: 0,
             start: None,
+            federated: 0,
         }))
     }
 
@@ -138,7 +139,8 @@ impl Authority {
 /// One page of entries that are in order.
 pub(super) fn page_of(mut items: Vec<Entry>, revision: u64) -> Released {
     let more = fit_page(&mut items);
-    Released::head(Answer::Entries { items, more, revision, bundle: 0, start: None })
+    let (start, bundle, federated) = (None, 0, 0);
+    Released::head(Answer::Entries { items, more, revision, bundle, start, federated })
 }
 
 /// The step that revokes or resumes an entry; none when it stands so. Revoking an entry that is

@@ -230,6 +230,7 @@ pub(super) fn draft(path: &str) -> EntryDraft {
         selectors: vec![Selector::Uid(1000)],
         ttl_s: None,
         default: false,
+        federates_with: Vec::new(),
     }
 }
 

@@ -61,6 +61,8 @@ pub(super) struct Federated {
     all: Arc<BTreeMap<TrustDomain, Relationship>>,
     /// Another one whenever a root in force is another.
     roots: Arc<HashMap<TrustDomain, Bundle>>,
+    /// The revision of the last change of any of them.
+    changed: u64,
 }
 
 impl Federated {
@@ -77,6 +79,11 @@ impl Federated {
     /// The revision of a domain's row.
     pub(super) fn revision(&self, domain: &TrustDomain) -> Option<u64> {
         self.of(domain).map(|held| held.revision)
+    }
+
+    /// The revision at which one of them was last another: what agents tell news by.
+    pub(super) fn changed(&self) -> u64 {
+        self.changed
     }
 
     /// Roots by trust domain, for the view.
@@ -96,6 +103,7 @@ impl Federated {
         record: Option<FederationRecord>,
         revision: u64,
     ) {
+        self.changed = self.changed.max(revision);
         // A step was planned from a document that had been read.
         let put = record.map(|record| self.put(record, revision));
         if !matches!(put, Some(Ok(()))) {
@@ -113,6 +121,7 @@ impl Federated {
         record: FederationRecord,
         revision: u64,
     ) -> Result<(), AuthorityError> {
+        self.changed = self.changed.max(revision);
         let domain = record.trust_domain.clone();
         let former = self.all.get(&domain);
         let document = match (&record.bundle, former) {

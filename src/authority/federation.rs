@@ -2,13 +2,14 @@
 //!
 //! Nothing here opens a connection: the fetching is the work of a task, which brings what it got.
 
+use std::collections::BTreeSet;
+
 use super::federated::{FederationError, FederationRecord, Relationship, read, weigh};
 use super::fetches::{age, every};
 use super::mirror::{Mirror, Step};
 use super::records::FORMAT;
 use super::room::Authority;
 use crate::identity::{BundleDocument, Caller, CallerKind, Task};
-use crate::model::limits::BUNDLE_REFRESH;
 use crate::model::{
     Answer, Endpoint, EndpointProfile, Failure, FederatedDomain, FederationStep, Moment,
     RelationshipId, Released, SecretValue, Target, TrustDomain, rfc3339,
@@ -19,7 +20,9 @@ impl Authority {
     pub(super) fn locate_federated(&self, step: &FederationStep) -> Target {
         let mirror = self.mirror();
         let is_there = match step {
-            FederationStep::Add { .. } | FederationStep::List {} => true,
+            FederationStep::Add { .. } | FederationStep::Duties {} | FederationStep::List {} => {
+                true
+            }
             FederationStep::Bundle { trust_domain } if *trust_domain == self.domain => true,
             FederationStep::Remove { trust_domain, id } => {
                 mirror.federated().of(trust_domain).is_some_and(|it| it.record.id == *id)
@@ -46,6 +49,7 @@ impl Authority {
         now: Moment,
     ) -> Result<Released, Failure> {
         match step {
+            FederationStep::Duties {} => self.federation_duties(caller),
             FederationStep::List {} => Ok(self.federation_list(now)),
             FederationStep::Bundle { trust_domain } => self.federation_bundle(trust_domain),
             FederationStep::Refresh { trust_domain } => {
@@ -205,6 +209,33 @@ impl Authority {
         };
         let answer = Answer::File { kind: "bundle".to_owned() };
         Ok(Released { answer, body: SecretValue::new(bytes) })
+    }
+
+    /// The bundles in force of the domains that the living entries of the caller's own device name.
+    fn federation_duties(&self, caller: &Caller) -> Result<Released, Failure> {
+        let (CallerKind::Agent, Some(device), Some(class)) =
+            (caller.kind(), caller.device(), caller.class())
+        else {
+            return Err(Failure::invalid("only a device's agent has duties"));
+        };
+        let mirror = self.mirror();
+        let mut named = BTreeSet::new();
+        let mut after = None;
+        loop {
+            let page = mirror.duties(class, device, after.as_ref());
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            named.extend(page.into_iter().flat_map(|entry| entry.draft.federates_with));
+        }
+        let bundle = |domain: &TrustDomain| mirror.federated().of(domain)?.record.bundle.clone();
+        // Each is a JSON object as this program has written it.
+        let members = named.iter().filter_map(|domain| {
+            let text = bundle(domain)?;
+            Some(format!("\"{domain}\":{text}"))
+        });
+        let map = format!("{{\"trust_domains\":{{{}}}}}", members.collect::<Vec<_>>().join(","));
+        let answer = Answer::File { kind: "bundle-map".to_owned() };
+        Ok(Released { answer, body: SecretValue::new(map.into_bytes()) })
     }
 
     fn federated_summary(&self, held: &Relationship, now: Moment) -> FederatedDomain {

@@ -4,12 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::pki_types::UnixTime;
+
 use super::fake_store::{Room, domain, nobody};
 use super::federated::FederationError;
 use super::fetches::DueFetch;
 use super::restore::EpochFloor;
 use crate::identity::vectors::{Authority as Signer, Draft};
-use crate::identity::{BundleDocument, Caller, CallerKind, Standing, Task, sample};
+use crate::identity::{BundleDocument, Caller, CallerKind, Standing, SvidVerifier, Task, sample};
 use crate::model::limits::{BUNDLE_FETCHED_STEP, BUNDLE_REFRESH, FEDERATIONS_MAX};
 use crate::model::{
     Answer, Ask, Code, Endpoint, EndpointProfile, EndpointUrl, Failure, FederatedDomain,
@@ -236,7 +239,24 @@ async fn a_bundle_is_fetched_when_its_domain_wishes_or_somebody_has_a_reason() {
     fetched(&room, &fourth[0], None);
     assert!(show(&unknown).is_err() && due().is_empty(), "and not at once again");
     room.clock.advance(Duration::from_secs(11));
-    assert_eq!(due().len(), 1);
+    let fifth = due();
+    assert_eq!(fifth.len(), 1);
+    fetched(&room, &fifth[0], None);
+
+    // An endpoint that can't prove itself by such a key is asked at its own time: it came not to us.
+    room.clock.advance(Duration::from_secs(11));
+    let id = SpiffeId::parse("spiffe://b.example/x").unwrap();
+    let clock = Arc::clone(&room.clock) as Arc<dyn crate::model::Clock>;
+    let verifier = SvidVerifier::for_endpoint(Arc::clone(&room.identity), clock, id);
+    let leaf = |by: &Signer| {
+        let mut leaf = Draft::leaf("spiffe://b.example/x");
+        leaf.not_before = room.now().wall();
+        let leaf = leaf.signed_by(by, &rcgen::KeyPair::generate().unwrap());
+        let (name, now) = ("b.example".try_into().unwrap(), UnixTime::now());
+        verifier.verify_server_cert(&leaf, &[], &name, &[], now).is_ok()
+    };
+    assert!(leaf(&known) && !leaf(&unknown));
+    assert!(due().is_empty());
 }
 
 #[tokio::test]

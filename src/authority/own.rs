@@ -111,9 +111,10 @@ impl Authority {
         self.confirmed.note(*device, holds, &mirror);
         let items = mirror.duties(class, device, after);
         let mut page = page_of(items, mirror.entries_revision);
-        if let Answer::Entries { bundle, start, .. } = &mut page.answer {
+        if let Answer::Entries { bundle, start, federated, .. } = &mut page.answer {
             *bundle = mirror.authorities()?.sequence;
             *start = Some(self.recent.start);
+            *federated = mirror.federated().changed();
         }
         Ok(page)
     }

@@ -372,6 +372,7 @@ impl Authority {
         self.recent.note(touched, mirror.entries_revision);
         let issuers = opened.map_or_else(|| self.issuers(), Arc::new);
         let former = self.mirror();
+        let concerns_all = rotated || mirror.federated().changed() != former.federated().changed();
         if rotated || !mirror.looks_like(&former) {
             // The same map as long as no root has changed: roots are read anew for another one.
             let same = !rotated && mirror.federated().roots_are_those_of(former.federated());
@@ -388,7 +389,7 @@ impl Authority {
             self.rotated.send_replace(row.sequence);
         }
         // Other roots are news for everybody, though no entry has changed.
-        self.waiting.wake(if rotated { &Touched::All } else { touched });
+        self.waiting.wake(if concerns_all { &Touched::All } else { touched });
     }
 }
 

@@ -197,6 +197,7 @@ fn entry(entry: &Entry) -> Value {
         "default": draft.default,
         "device": draft.device,
         "epoch": entry.epoch,
+        "federates_with": draft.federates_with,
         "id": entry.id,
         "selectors": selectors,
         "spiffe_id": draft.spiffe_id,

@@ -97,7 +97,9 @@ pub fn is_repeatable(ask: &Ask) -> bool {
             | Ask::PolicyRead {}
             | Ask::Bundle { .. }
             | Ask::Ca(CaStep::Show {})
-            | Ask::Federation(FederationStep::Bundle { .. } | FederationStep::List {})
+            | Ask::Federation(
+                FederationStep::Bundle { .. } | FederationStep::Duties {} | FederationStep::List {}
+            )
             | Ask::BackupData {}
             | Ask::BackupKeys { .. }
     )

@@ -50,7 +50,21 @@ fn selector(text: &str) -> Result<Selector, Fault> {
 pub async fn entry(action: EntryAction, access: &Access, output: &Output) -> Result<(), Fault> {
     let asking = access.connect().await?;
     match action {
-        EntryAction::Create { id, class, device, selector: selectors, ttl, default } => {
+        EntryAction::Create {
+            id,
+            class,
+            device,
+            selector: selectors,
+            ttl,
+            default,
+            federates_with,
+        } => {
+            let others = federates_with.iter().map(|name| {
+                TrustDomain::parse(name).map_err(|error| {
+                    Fault::usage(format!("`{name}` is not a trust domain")).cause(error.to_string())
+                })
+            });
+            let federates_with = others.collect::<Result<_, _>>()?;
             let draft = EntryDraft {
                 spiffe_id: spiffe_id(&id, &asking.credentials.domain)?,
                 class: device_class(&class)?,
@@ -61,6 +75,7 @@ pub async fn entry(action: EntryAction, access: &Access, output: &Output) -> Res
                 selectors: selectors.iter().map(|s| selector(s)).collect::<Result<_, _>>()?,
                 ttl_s: ttl,
                 default,
+                federates_with,
             };
             draft
                 .check()
@@ -253,6 +268,7 @@ mod tests {
                 selectors: selectors.iter().map(|text| selector(text).unwrap()).collect(),
                 ttl_s: None,
                 default: false,
+                federates_with: Vec::new(),
             },
             epoch: 1,
             created: String::new(),

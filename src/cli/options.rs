@@ -224,6 +224,9 @@ pub enum EntryAction {
         /// Given when a process fits several entries and names none
         #[arg(long)]
         default: bool,
+        /// Tell the workload of this federated trust domain's bundle too; may be given again
+        #[arg(long, value_name = "TRUST-DOMAIN")]
+        federates_with: Vec<String>,
     },
     /// All entries
     List,

@@ -153,7 +153,8 @@ fn federation(line: &mut Line, step: &FederationStep) {
             line.key("detail").object(|line| line.key("force").truth(*force));
         }
         FederationStep::Add { endpoint: None, .. } | FederationStep::Bundle { .. } => {}
-        FederationStep::List {} | FederationStep::Refresh { .. } => {}
+        FederationStep::Duties {} | FederationStep::List {} => {}
+        FederationStep::Refresh { .. } => {}
         FederationStep::Remove { .. } | FederationStep::Take { .. } => {}
     }
 }

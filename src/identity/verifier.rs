@@ -166,7 +166,8 @@ impl ServerCertVerifier for SvidVerifier {
             return Err(other_side());
         };
         let now = self.clock.now();
-        let svid = self.identity.verified(end_entity, intermediates, now).map_err(refusal)?;
+        let svid =
+            self.identity.verified_server(end_entity, intermediates, now).map_err(refusal)?;
         if svid.id() != expected {
             return Err(refusal(SvidError::OtherServer));
         }

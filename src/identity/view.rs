@@ -128,8 +128,18 @@ impl Identity {
         Ok(Peer::Svid(SvidPeer(Arc::new(svid))))
     }
 
-    /// The same without a peer to show for it: for verifiers, whose handshake proves possession
-    /// later.
+    /// The same without a peer to show for it: for verifiers of servers, whose handshake proves
+    /// possession later. A server that we have called and that fails is no reason to look for keys.
+    pub(super) fn verified_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        beside: &[CertificateDer<'_>],
+        now: Moment,
+    ) -> Result<VerifiedSvid, SvidError> {
+        verify(&self.trust.load(), leaf, beside, now)
+    }
+
+    /// The same for whoever comes to us.
     pub(super) fn verified(
         &self,
         leaf: &CertificateDer<'_>,

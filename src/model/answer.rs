@@ -282,6 +282,9 @@ pub enum Answer {
         /// The start of the broker that `revision` counts in, where an agent asks for its own.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         start: Option<StartId>,
+        /// Likewise another number whenever a federated bundle is another.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        federated: u64,
     },
     /// What has changed in the entries for one device.
     Changes(DutyChanges),

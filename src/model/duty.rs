@@ -16,6 +16,9 @@ pub struct Since {
     /// The sequence of the trust bundle that the agent was told; another one is news too.
     #[serde(default)]
     pub bundle: u64,
+    /// Likewise of the bundles of other trust domains.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub federated: u64,
     /// Whether the answer may wait until there is something to tell.
     #[serde(default)]
     pub wait: bool,
@@ -34,9 +37,16 @@ pub struct DutyChanges {
     pub revision: u64,
     /// The sequence of the trust bundle now.
     pub bundle: u64,
+    /// Another number whenever a federated bundle is another.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub federated: u64,
     /// The broker can't tell any more what has changed: read the whole list once.
     #[serde(default)]
     pub resync: bool,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// An agent that has not said yet that it knows of a revocation.

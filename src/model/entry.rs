@@ -1,13 +1,14 @@
 //! Registration entries: which workload, on which devices, gets which SPIFFE ID.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceClass, DeviceId, Digest};
 use super::ids::{EntryId, Serial};
-use super::limits::{SELECTOR_BYTES_MAX, SELECTORS_MAX};
-use super::spiffe_id::SpiffeId;
+use super::limits::{FEDERATES_WITH_MAX, SELECTOR_BYTES_MAX, SELECTORS_MAX};
+use super::spiffe_id::{SpiffeId, TrustDomain};
 
 /// Why a draft can't become an entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +46,11 @@ pub enum EntryError {
     /// Not a pod's uid.
     #[error("`k8s_pod_uid` must be a pod's uid as Kubernetes shows it, in lower case")]
     PodUid,
+    /// Too many other trust domains, one of them twice, or its own.
+    #[error(
+        "an entry names at most {FEDERATES_WITH_MAX} other trust domains, each once, and not its own"
+    )]
+    FederatesWith,
     /// Not a unit's name.
     #[error("`unit` must be a systemd unit's name, such as `api.service`")]
     Unit,
@@ -157,6 +163,9 @@ pub struct EntryDraft {
     /// Given when a process matches several entries and names none.
     #[serde(default)]
     pub default: bool,
+    /// Trust domains whose bundles the workload is told of, for those it speaks with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub federates_with: Vec<TrustDomain>,
 }
 
 impl EntryDraft {
@@ -186,6 +195,12 @@ impl EntryDraft {
         }
         if self.ttl_s.is_some_and(|ttl| !(60..=86_400).contains(&ttl)) {
             return Err(EntryError::Ttl);
+        }
+        let others = self.federates_with.iter().collect::<HashSet<_>>();
+        let is_own = others.contains(self.spiffe_id.trust_domain());
+        let is_twice = others.len() != self.federates_with.len();
+        if is_own || is_twice || others.len() > FEDERATES_WITH_MAX {
+            return Err(EntryError::FederatesWith);
         }
         for selector in &self.selectors {
             match selector {
@@ -268,6 +283,22 @@ mod tests {
             selectors,
             ttl_s: None,
             default: false,
+            federates_with: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn other_trust_domains_are_others_and_few() {
+        let with = |names: &[&str]| EntryDraft {
+            federates_with: names.iter().map(|it| TrustDomain::parse(it).unwrap()).collect(),
+            ..draft(vec![Selector::Uid(1)])
+        };
+        assert_eq!(with(&["b.example", "c.example"]).check(), Ok(()));
+        let many: Vec<String> = (0..=FEDERATES_WITH_MAX).map(|n| format!("d{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(with(&many[1..]).check(), Ok(()));
+        for bad in [&["corp.example"][..], &["b.example", "b.example"], &many] {
+            assert_eq!(with(bad).check(), Err(EntryError::FederatesWith), "{bad:?}");
         }
     }
 

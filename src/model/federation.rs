@@ -28,6 +28,9 @@ pub enum FederationStep {
         /// Whose.
         trust_domain: TrustDomain,
     },
+    /// The bundles that the entries of the caller's own device name, as one map of bundles (SPIFFE
+    /// Trust Domain and Bundle §5); it is the answer's body.
+    Duties {},
     /// Looks at all.
     List {},
     /// Has the bundle fetched soon.
@@ -63,7 +66,7 @@ impl FederationStep {
     /// The verb that policy judges.
     pub fn action(&self) -> Action {
         match self {
-            Self::Bundle { .. } | Self::List {} => Action::Read,
+            Self::Bundle { .. } | Self::Duties {} | Self::List {} => Action::Read,
             Self::Add { .. } | Self::Refresh { .. } => Action::Write,
             Self::SetBundle { .. } | Self::Take { .. } => Action::Write,
             Self::Remove { .. } => Action::Revoke,
@@ -75,6 +78,7 @@ impl FederationStep {
         match self {
             Self::Add { .. } => "federation_add",
             Self::Bundle { .. } => "federation_bundle",
+            Self::Duties {} => "federation_duties",
             Self::List {} => "federation_list",
             Self::Refresh { .. } => "federation_refresh",
             Self::Remove { .. } => "federation_remove",
@@ -86,7 +90,7 @@ impl FederationStep {
     /// The domain that it is about; none for a look at all.
     pub fn trust_domain(&self) -> Option<&TrustDomain> {
         match self {
-            Self::List {} => None,
+            Self::Duties {} | Self::List {} => None,
             Self::Add { trust_domain, .. }
             | Self::Bundle { trust_domain }
             | Self::Refresh { trust_domain }

@@ -3,6 +3,7 @@
 
 use super::ask::Ask;
 use super::enrolment::EnrolBy;
+use super::federation::FederationStep;
 use super::limits::{
     BUNDLE_DOCUMENT_MAX, BUNDLE_MAX, DEVICE_PROOF_MAX, EVIDENCE_MAX, POD_TOKEN_MAX, TOKEN_MAX,
     VALUE_MAX,
@@ -63,6 +64,7 @@ impl Ask {
                 | Self::Duties { .. }
                 | Self::Retract { .. }
                 | Self::Bundle { .. }
+                | Self::Federation(FederationStep::Duties {})
                 | Self::Enroll { .. }
         )
     }

@@ -5,7 +5,7 @@
 //! | read, write, list, versions, activate, delete, undelete, label | `secret/<name>` |
 //! | whoami, can-i | `svid/<own path>` |
 //! | report, renew, duties, retract | the caller's `device/<class>/<id>`; without a device `svid/<own path>` |
-//! | bundle, ca show, prepare, activate, taint, revoke | `bundle/<trust domain>` |
+//! | bundle, federation duties, ca show, prepare, activate, taint, revoke | `bundle/<trust domain>` |
 //! | federation add, refresh, set-bundle, bundle, remove · list | `bundle/<that trust domain>` · `bundle/<ours>` |
 //! | enroll | `device/any/applicant` |
 //! | issue, revoke, revoke svid | `svid/<path>` |
@@ -174,6 +174,9 @@ fn own_rule(asker: &Asker<'_>, ask: &Ask) -> Option<&'static str> {
         }
         (Ask::Duties { .. }, CallerKind::Agent) if has_device => Some("self-duties"),
         (Ask::Bundle { .. }, CallerKind::Agent | CallerKind::Operator) if has_device => {
+            Some("self-bundle")
+        }
+        (Ask::Federation(FederationStep::Duties {}), CallerKind::Agent) if has_device => {
             Some("self-bundle")
         }
         (Ask::Renew {}, CallerKind::Agent | CallerKind::Operator) if has_device => {

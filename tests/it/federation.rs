@@ -10,15 +10,18 @@ use doorward::app::Stage;
 use doorward::identity::BundleDocument;
 use doorward::model::{Ask, SecretName, SecretValue, SystemClock, TrustDomain};
 use doorward::wire::{Client, ClientError, Credentials, HttpsServer, TlsStream};
+use futures_util::StreamExt as _;
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::Value;
+use spiffe::{WorkloadApiClient, X509Context};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use super::forge::{Draft, End, PATIENCE, Signer, address_of, extension_of, run};
 use super::journey::program;
 use super::scene::{add_rows, until};
+use super::workload_api::{endpoint, entry, first_given, runtime, soon};
 
 const MOST: Duration = Duration::from_secs(60);
 const A: &str = "a.example";
@@ -697,4 +700,89 @@ fn a_key_that_is_new_is_fetched_when_somebody_shows_it() {
     let gets = || run(async { gets(&visitor, "c/url").await.is_ok() });
     until(MOST, gets, |gets| *gets);
     assert_eq!(a.shown(C)["roots"], 2);
+}
+
+/// A workload of each domain, each by the Workload API of its own agent and a library of others; and
+/// one of them at the other's broker.
+#[test]
+fn workloads_hear_of_each_others_domain_and_ask_each_others_broker() {
+    let (mut a, mut b) = (Domain::new(A, ""), Domain::new(B, ""));
+    with_secrets(&a);
+    for domain in [&mut a, &mut b] {
+        domain.stage.start_agent().unwrap();
+    }
+    let add = |to: &Domain, of: &Domain, name: &str| {
+        let url = format!("https://127.0.0.1:{}/", of.endpoint);
+        let id = format!("spiffe://{name}/doorward/broker");
+        #[rustfmt::skip]
+        let add = [
+            "federation", "add", name, "--url", &url, "--profile", "https_spiffe",
+            "--endpoint-id", &id, "--bundle", "-",
+        ];
+        to.must(&add, Some(&of.bundle()));
+    };
+    add(&a, &b, B);
+    add(&b, &a, A);
+    entry(&a.stage, "shop", &["--federates-with", B]);
+    entry(&b.stage, "ns/pay", &["--federates-with", A, "--federates-with", "nobody.example"]);
+    let runtime = runtime();
+    let client = |domain: &Domain| {
+        runtime.block_on(WorkloadApiClient::connect_to(endpoint(&domain.stage))).unwrap()
+    };
+    let (to_a, to_b) = (client(&a), client(&b));
+    let known = |context: &X509Context, name: &str| {
+        let domain = spiffe::TrustDomain::new(name).unwrap();
+        let bundle = context.bundle_set().get(&domain);
+        bundle.map(|it| it.authorities().iter().map(|root| root.as_bytes().to_vec()).collect())
+    };
+    let of = |domain: &Domain| {
+        let roots = domain.operator.bundle.iter();
+        Some(roots.map(|root| root.as_ref().to_vec()).collect::<Vec<_>>())
+    };
+    let next = |client: &WorkloadApiClient, name: &str, want: usize| {
+        runtime.block_on(soon(async {
+            let mut stream = loop {
+                match client.stream_x509_contexts().await {
+                    Ok(stream) => break stream,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            };
+            loop {
+                let Some(told) = stream.next().await else { panic!("the stream ended") };
+                let Ok(context) = told else { continue };
+                let roots: Option<Vec<Vec<u8>>> = known(&context, name);
+                if roots.map_or(0, |roots| roots.len()) == want {
+                    return context;
+                }
+            }
+        }))
+    };
+    runtime.block_on(first_given(&to_a));
+    runtime.block_on(first_given(&to_b));
+    let (in_a, in_b) = (next(&to_a, B, 1), next(&to_b, A, 1));
+    assert_eq!((known(&in_a, A), known(&in_a, B)), (of(&a), of(&b)));
+    assert_eq!((known(&in_b, A), known(&in_b, B)), (of(&a), of(&b)));
+    assert_eq!(in_b.bundle_set().len(), 2, "nobody is made up");
+
+    // With the SVID and the bundle that it was told of, a workload of B asks the broker of A.
+    let svid = &in_b.svids()[0];
+    assert_eq!(svid.spiffe_id().to_string(), "spiffe://b.example/ns/pay");
+    let chain = svid.cert_chain().iter().map(|one| one.as_bytes().to_vec().into());
+    let key = svid.private_key().as_bytes().to_vec();
+    let visitor = Credentials {
+        domain: a.operator.domain.clone(),
+        broker: a.operator.broker.clone(),
+        chain: chain.collect(),
+        key: PrivateKeyDer::Pkcs8(key.into()),
+        bundle: known(&in_b, A).unwrap_or_default().into_iter().map(Into::into).collect(),
+    };
+    assert_eq!(run(gets(&visitor, "b/url")).unwrap(), b"for b");
+    assert!(run(gets(&visitor, "c/url")).unwrap_err().is_denied());
+
+    // B's next key is told to A's workloads before it signs; a domain that is removed is taken back.
+    b.must(&["ca", "prepare"], None);
+    a.must(&["federation", "refresh", B], None);
+    assert_eq!(known(&next(&to_a, B, 2), A), of(&a));
+    a.must(&["federation", "remove", B], None);
+    assert_eq!(known(&next(&to_a, B, 0), A), of(&a));
 }

@@ -61,7 +61,8 @@ impl Agent {
         let Answer::Entries { revision, bundle, start, more: false, .. } = released.answer else {
             panic!("{:?}", released.answer)
         };
-        Line { client, holds: revision, since: Since { start: start.unwrap(), bundle, wait: true } }
+        let (start, federated) = (start.unwrap(), 0);
+        Line { client, holds: revision, since: Since { start, bundle, federated, wait: true } }
     }
 }
 
@@ -112,6 +113,7 @@ async fn create(house: &House, path: &str, device: Option<DeviceId>) -> (EntryId
         selectors: vec![Selector::Uid(4242)],
         ttl_s: None,
         default: false,
+        federates_with: Vec::new(),
     };
     let ask = Ask::EntryCreate { entry };
     let (_, made) = house.client().await.ask(ask, SecretValue::empty()).await.unwrap();

@@ -273,6 +273,7 @@ mod tests {
             selectors: vec![Selector::Uid(uid)],
             ttl_s: None,
             default: false,
+            federates_with: Vec::new(),
         };
         let created = "2026-11-23T00:00:00Z".into();
         Entry { id: EntryId(Uuid::from_u128(n)), draft, epoch: 0, created }

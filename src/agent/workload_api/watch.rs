@@ -4,6 +4,7 @@
 //! message: one that has ended, or executes another program or runs under another user by now, gets
 //! nothing more and its stream ends.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tonic::codegen::Bytes;
 use super::super::attest::Attested;
 use super::super::duties::Duties;
 use super::super::exe::ExeDigests;
+use super::super::federated::FederatedTold;
 use super::super::issued::{Issued, WorkloadError};
 use super::super::keys::WorkloadKey;
 use super::super::local::Visitor;
@@ -47,6 +49,7 @@ pub(super) struct Watch {
     visitor: Visitor,
     told: watch::Receiver<Arc<Duties>>,
     roots: watch::Receiver<Arc<Roots>>,
+    federated: FederatedTold,
     /// Who it was at the last look of this stream's own.
     known: Option<Arc<Attested>>,
     /// The entries of the process, with what they were chosen from.
@@ -56,7 +59,8 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(ground: Arc<Ground>, visitor: Visitor) -> Self {
         let (told, roots) = (ground.workloads.told(), ground.workloads.roots());
-        Self { ground, visitor, told, roots, known: None, chosen: None }
+        let federated = ground.workloads.federated();
+        Self { ground, visitor, told, roots, federated, known: None, chosen: None }
     }
 
     /// The process, if it is still the one that connected.
@@ -134,15 +138,26 @@ impl Watch {
             changed = self.roots.changed() => {
                 changed.map_err(|_| Status::unavailable("the agent is stopping"))?;
             }
+            changed = self.federated.changed() => {
+                changed.map_err(|_| Status::unavailable("the agent is stopping"))?;
+            }
             () = tokio::time::sleep(LOOK) => {}
         }
         Ok(())
+    }
+
+    /// What a process with these entries is told of other trust domains.
+    fn others(&mut self, entries: &[Entry]) -> Others {
+        self.federated.borrow_and_update().of(entries)
     }
 
     fn now(&self) -> OffsetDateTime {
         self.ground.clock.now().wall()
     }
 }
+
+/// Roots of other trust domains, by `spiffe://<trust domain>`.
+type Others = HashMap<String, Vec<u8>>;
 
 /// What tells one state of a process's entries from another.
 type Marks = Vec<(EntryId, u64)>;
@@ -161,15 +176,24 @@ struct Given {
     /// The roots that were in force then, and who is counted under which of them.
     roots: Arc<Roots>,
     chains: Vec<Vec<CertificateDer<'static>>>,
+    /// Roots of other trust domains.
+    others: Others,
     _counted: Vec<Counted>,
 }
 
 impl Given {
-    fn holds(&self, entries: &[Entry], roots: &Roots, now: OffsetDateTime) -> bool {
+    fn holds(
+        &self,
+        entries: &[Entry],
+        roots: &Roots,
+        others: &Others,
+        now: OffsetDateTime,
+    ) -> bool {
         self.rest_until.is_some_and(|until| now < until)
             || (now < self.renew_at
                 && self.marks == marks(entries)
                 && self.roots.certificates == roots.certificates
+                && self.others == *others
                 && !self.chains.iter().any(|chain| roots.taints(chain)))
     }
 }
@@ -192,12 +216,14 @@ impl X509Svids {
             let entries = self.watch.fitting(&who, self.given.is_none()).await?;
             let now = self.watch.now();
             let roots = self.watch.roots.borrow().clone();
-            if self.given.as_ref().is_some_and(|given| given.holds(&entries, &roots, now)) {
+            let others = self.watch.others(&entries);
+            let holds = |given: &Given| given.holds(&entries, &roots, &others, now);
+            if self.given.as_ref().is_some_and(holds) {
                 self.watch.look().await?;
                 continue;
             }
             let who = self.watch.who().await?;
-            match self.make(&who, &entries, roots, now).await {
+            match self.make(&who, &entries, (roots, others), now).await {
                 Ok((message, given)) => {
                     self.watch.who().await?; // it was issued for this one, and for no other
                     self.given = Some(given);
@@ -218,10 +244,11 @@ impl X509Svids {
         &self,
         who: &Arc<Attested>,
         entries: &[Entry],
-        roots: Arc<Roots>,
+        (roots, others): (Arc<Roots>, Others),
         now: OffsetDateTime,
     ) -> Result<(Bytes, Given), Status> {
-        let mut response = X509SvidResponse::default();
+        let mut response =
+            X509SvidResponse { federated_bundles: others.clone(), ..X509SvidResponse::default() };
         let (mut until, mut refused) = (None, None);
         let mut chains = Vec::new();
         for entry in entries {
@@ -250,7 +277,9 @@ impl X509Svids {
         let message = frame(&response).ok_or_else(too_large)?;
         let _counted = chains.iter().map(|it| self.watch.ground.workloads.count(it)).collect();
         let marks = marks(entries);
-        Ok((message, Given { marks, until, renew_at, rest_until: None, roots, chains, _counted }))
+        let rest_until = None;
+        let given = Given { marks, until, renew_at, rest_until, roots, chains, others, _counted };
+        Ok((message, given))
     }
 
     async fn one(
@@ -278,7 +307,7 @@ impl X509Svids {
 /// The stream of `FetchX509Bundles`: for processes with an identity only.
 pub(super) struct X509Bundles {
     watch: Watch,
-    given: Option<Arc<Roots>>,
+    given: Option<(Arc<Roots>, Others)>,
 }
 
 impl X509Bundles {
@@ -290,21 +319,27 @@ impl X509Bundles {
     pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
         loop {
             let who = self.watch.glance().await?;
-            self.watch.fitting(&who, self.given.is_none()).await?;
+            let entries = self.watch.fitting(&who, self.given.is_none()).await?;
+            let others = self.watch.others(&entries);
             let roots = self.watch.roots.borrow_and_update().clone();
             let bundle = &roots.certificates;
             if bundle.is_empty() {
                 return Err(Status::unavailable("the agent is starting"));
             }
-            if self.given.as_ref().is_some_and(|given| given.certificates == *bundle) {
+            let same = |(roots, told): &(Arc<Roots>, Others)| {
+                roots.certificates == *bundle && *told == others
+            };
+            if self.given.as_ref().is_some_and(same) {
                 self.watch.look().await?;
                 continue;
             }
             self.watch.who().await?;
             let mut response = X509BundlesResponse::default();
             let domain = format!("spiffe://{}", self.watch.ground.domain);
+            response.bundles.extend(others.clone());
+            // Ours last: no other domain's can stand in its place.
             response.bundles.insert(domain, bundle.concat_der());
-            self.given = Some(roots);
+            self.given = Some((roots, others));
             return frame(&response).ok_or_else(too_large);
         }
     }
@@ -353,6 +388,7 @@ mod tests {
             selectors: vec![Selector::Uid(1)],
             ttl_s: None,
             default: false,
+            federates_with: Vec::new(),
         };
         let created = "2026-11-23T00:00:00Z".into();
         Entry { id: EntryId(Uuid::from_u128(n)), draft, epoch, created }
@@ -369,19 +405,25 @@ mod tests {
             rest_until: None,
             roots: Arc::default(),
             chains: Vec::new(),
+            others: HashMap::new(),
             _counted: Vec::new(),
         };
-        let roots = Roots::default();
-        assert!(given.holds(&entries, &roots, now));
-        assert!(!given.holds(&entries, &roots, given.renew_at));
+        let (roots, none) = (Roots::default(), HashMap::new());
+        assert!(given.holds(&entries, &roots, &none, now));
+        assert!(!given.holds(&entries, &roots, &none, given.renew_at));
         let others = Roots::kept(&[CertificateDer::from(vec![1])]);
-        assert!(!given.holds(&entries, &others, now), "other roots are told at once");
+        assert!(!given.holds(&entries, &others, &none, now), "other roots are told at once");
+        let told = HashMap::from([("spiffe://b.example".to_owned(), vec![1])]);
+        assert!(!given.holds(&entries, &roots, &told, now), "and so are other domains'");
         for other in [&entries[..1], &[entry(1, 1), entry(2, 3)], &[entry(2, 3), entry(1, 0)]] {
-            assert!(!given.holds(other, &roots, now), "{other:?}");
+            assert!(!given.holds(other, &roots, &none, now), "{other:?}");
         }
         given.rest_until = Some(now + AGAIN);
-        assert!(given.holds(&entries[..1], &roots, now), "no attempt follows a failure at once");
-        assert!(!given.holds(&entries[..1], &roots, now + AGAIN));
+        assert!(
+            given.holds(&entries[..1], &roots, &none, now),
+            "no attempt follows a failure at once"
+        );
+        assert!(!given.holds(&entries[..1], &roots, &none, now + AGAIN));
     }
 
     #[test]

@@ -41,12 +41,13 @@ pub(super) fn may_wait(ask: &Ask) -> bool {
 fn is_quiet(ask: &Ask, released: &Released) -> bool {
     let (
         Ask::Duties { since: Some(since), .. },
-        Answer::Changes(DutyChanges { items, gone, bundle, resync, .. }),
+        Answer::Changes(DutyChanges { items, gone, bundle, federated, resync, .. }),
     ) = (ask, &released.answer)
     else {
         return false;
     };
-    items.is_empty() && gone.is_empty() && !resync && *bundle == since.bundle
+    let nothing = items.is_empty() && gone.is_empty() && !resync;
+    nothing && (*bundle, *federated) == (since.bundle, since.federated)
 }
 
 impl Stream<'_> {
@@ -147,21 +148,21 @@ mod tests {
 
     #[test]
     fn only_what_the_asker_knows_is_kept_back() {
-        let since = |wait| Since { start: StartId::random(), bundle: 3, wait };
+        let since = |wait| Since { start: StartId::random(), bundle: 3, federated: 5, wait };
         let ask = |since| Ask::Duties { after: None, holds: Some(7), since };
         assert!(may_wait(&ask(Some(since(true)))));
         assert!(!may_wait(&ask(Some(since(false)))) && !may_wait(&ask(None)));
         assert!(!may_wait(&Ask::Whoami {}));
         let ask = ask(Some(since(true)));
-        let told = |gone: Vec<EntryId>, bundle, resync| {
-            let (items, revision) = (Vec::new(), 9);
-            let answer = Answer::Changes(DutyChanges { items, gone, revision, bundle, resync });
-            is_quiet(&ask, &Released::head(answer))
+        let told = |gone: Vec<EntryId>, (bundle, federated), resync| {
+            let same = DutyChanges { gone, revision: 9, bundle, federated, resync, items: vec![] };
+            is_quiet(&ask, &Released::head(Answer::Changes(same)))
         };
-        assert!(told(Vec::new(), 3, false));
-        assert!(!told(vec![EntryId::random()], 3, false));
-        assert!(!told(Vec::new(), 4, false), "other roots");
-        assert!(!told(Vec::new(), 3, true));
+        assert!(told(Vec::new(), (3, 5), false));
+        assert!(!told(vec![EntryId::random()], (3, 5), false));
+        assert!(!told(Vec::new(), (4, 5), false), "other roots");
+        assert!(!told(Vec::new(), (3, 6), false), "other roots of another domain");
+        assert!(!told(Vec::new(), (3, 5), true));
         assert!(!is_quiet(&ask, &Released::head(Answer::Done { revision: 9 })));
     }
 }
