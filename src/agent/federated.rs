@@ -8,36 +8,46 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-
 use super::uplink::{ATTEMPT_MAX, LOOK, Uplink, UplinkError};
 use super::workloads::Workloads;
 use crate::identity::BundleDocument;
 use crate::model::{Answer, Ask, Entry, FederationStep, SecretValue, TrustDomain};
 use crate::wire::Client;
 
-/// The roots of each federated domain that some entry of this device names.
+/// The bundle of each federated domain that some entry of this device names.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Federated(BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>);
+pub(super) struct Federated(BTreeMap<TrustDomain, BundleDocument>);
 
 impl Federated {
     /// Out of the broker's map; `None` for other bytes.
     fn told(body: &[u8]) -> Option<Self> {
         let map = BundleDocument::parse_map(body).ok()?;
-        let roots = |it: BundleDocument| it.x509_roots().to_vec();
-        Some(Self(map.into_iter().map(|(domain, it)| (domain, roots(it))).collect()))
+        Some(Self(map.into_iter().collect()))
     }
 
     /// What a process with these entries is told: roots, one behind the other, by `spiffe://<domain>`.
     pub(super) fn of(&self, entries: &[Entry]) -> HashMap<String, Vec<u8>> {
-        let named = entries.iter().flat_map(|entry| &entry.draft.federates_with);
-        let told = named.filter_map(|domain| {
+        let told = self.named(entries).filter_map(|(domain, bundle)| {
             // A domain that trusts nobody any more is not told of: so it is taken back.
-            let roots = self.0.get(domain).filter(|roots| !roots.is_empty())?;
+            let roots = Some(bundle.x509_roots()).filter(|roots| !roots.is_empty())?;
             let der = roots.iter().flat_map(|root| root.as_ref().iter().copied()).collect();
             Some((format!("spiffe://{domain}"), der))
         });
         told.collect()
+    }
+
+    /// The bundles by which such a process may check tokens of other domains.
+    pub(super) fn keys_of(&self, entries: &[Entry]) -> HashMap<TrustDomain, BundleDocument> {
+        let with_keys = self.named(entries).filter(|(_, bundle)| !bundle.jwt_keys().is_empty());
+        with_keys.map(|(domain, bundle)| (domain.clone(), bundle.clone())).collect()
+    }
+
+    fn named<'f>(
+        &'f self,
+        entries: &'f [Entry],
+    ) -> impl Iterator<Item = (&'f TrustDomain, &'f BundleDocument)> {
+        let named = entries.iter().flat_map(|entry| &entry.draft.federates_with);
+        named.filter_map(|domain| self.0.get_key_value(domain))
     }
 }
 
@@ -96,17 +106,26 @@ pub(super) type FederatedTold = tokio::sync::watch::Receiver<Arc<Federated>>;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::model::{DeviceClass, EntryDraft, EntryId, Selector, SpiffeId};
 
     #[test]
     fn a_process_is_told_of_the_domains_that_its_entries_name_and_of_no_other() {
         let domain = |name: &str| TrustDomain::parse(name).unwrap();
-        let root = |n: u8| CertificateDer::from(vec![n]);
+        let of = |name: &str, file: &str| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/svid/bundle");
+            let text = std::fs::read(folder.join(file)).unwrap();
+            let vector: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            let document = vector["data"].as_str().unwrap().as_bytes();
+            (domain(name), BundleDocument::parse(domain(name), document).unwrap())
+        };
         let held = Federated(BTreeMap::from([
-            (domain("b.example"), vec![root(1), root(2)]),
-            (domain("c.example"), vec![root(3)]),
-            (domain("e.example"), Vec::new()),
+            of("b.example", "001-the-good-document.json"),
+            of("c.example", "002-only-keys-for-x-509.json"),
+            of("e.example", "004-no-keys.json"),
+            of("f.example", "003-only-keys-for-tokens.json"),
         ]));
         let entry = |names: &[&str]| Entry {
             id: EntryId::random(),
@@ -122,9 +141,21 @@ mod tests {
             epoch: 1,
             created: String::new(),
         };
-        assert!(held.of(&[entry(&[])]).is_empty());
-        let told = held.of(&[entry(&["b.example"]), entry(&["d.example", "e.example"])]);
-        assert_eq!(told, [("spiffe://b.example".to_owned(), vec![1, 2])].into());
+        let none = [entry(&[])];
+        assert!(held.of(&none).is_empty() && held.keys_of(&none).is_empty());
+        let names = |some: &[Entry]| {
+            let (roots, keys) = (held.of(some), held.keys_of(some));
+            let mut all: [Vec<String>; 2] =
+                [roots.into_keys().collect(), keys.keys().map(ToString::to_string).collect()];
+            all.iter_mut().for_each(|names| names.sort());
+            all
+        };
+        let some = [entry(&["b.example"]), entry(&["d.example", "e.example", "f.example"])];
+        assert_eq!(names(&some), [vec!["spiffe://b.example"], vec!["b.example", "f.example"]]);
+        assert_eq!(names(&[entry(&["c.example"])]), [vec!["spiffe://c.example"], vec![]]);
+        let roots = held.0[&domain("b.example")].x509_roots();
+        let roots: Vec<u8> = roots.iter().flat_map(|root| root.to_vec()).collect();
+        assert_eq!(held.of(&some)["spiffe://b.example"], roots);
         assert!(Federated::told(b"{}").is_none() && Federated::told(b"").is_none());
         assert_eq!(Federated::told(b"{\"trust_domains\":{}}"), Some(Federated::default()));
     }

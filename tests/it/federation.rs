@@ -779,10 +779,35 @@ fn workloads_hear_of_each_others_domain_and_ask_each_others_broker() {
     assert_eq!(run(gets(&visitor, "b/url")).unwrap(), b"for b");
     assert!(run(gets(&visitor, "c/url")).unwrap_err().is_denied());
 
+    // Tokens too: each checks the other's by the keys that it was told, and nobody's by another's.
+    let token = |client: &WorkloadApiClient| {
+        runtime.block_on(soon(async {
+            loop {
+                match client.fetch_jwt_svid(["shop"], None).await {
+                    Ok(token) => break token.token().to_owned(),
+                    Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+                }
+            }
+        }))
+    };
+    let checked = |client: &WorkloadApiClient, audience: &str, token: &str| {
+        runtime.block_on(client.validate_jwt_token(audience, token))
+    };
+    let (of_a, of_b) = (token(&to_a), token(&to_b));
+    assert!(checked(&to_a, "shop", &of_b).is_ok() && checked(&to_b, "shop", &of_a).is_ok());
+    assert!(checked(&to_a, "shop", &of_a).is_ok(), "its own as well");
+    assert!(checked(&to_a, "other", &of_b).is_err(), "for another audience");
+    let sets = runtime.block_on(to_a.fetch_jwt_bundles()).unwrap();
+    for name in [A, B] {
+        let domain = spiffe::TrustDomain::new(name).unwrap();
+        assert!(sets.get(&domain).is_some(), "{name}");
+    }
+
     // B's next key is told to A's workloads before it signs; a domain that is removed is taken back.
     b.must(&["ca", "prepare"], None);
     a.must(&["federation", "refresh", B], None);
     assert_eq!(known(&next(&to_a, B, 2), A), of(&a));
     a.must(&["federation", "remove", B], None);
     assert_eq!(known(&next(&to_a, B, 0), A), of(&a));
+    assert!(checked(&to_a, "shop", &of_b).is_err(), "nobody knows its keys any more");
 }

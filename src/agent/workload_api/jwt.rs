@@ -5,14 +5,13 @@
 //! that the next process on this machine takes what this one is given. As with certificates, only
 //! processes with an identity are answered.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tonic::Status;
 use tonic::codegen::Bytes;
 
 use super::super::issued::WorkloadError;
-use super::super::roots::Roots;
 use super::fault;
 use super::jwt_messages::{
     JwtBundlesResponse, JwtSvid, JwtSvidRequest, JwtSvidResponse, Struct, ValidateJwtSvidRequest,
@@ -20,8 +19,8 @@ use super::jwt_messages::{
 };
 use super::messages::frame;
 use super::watch::{Watch, too_large};
-use crate::identity::{JwtSvid as Token, JwtSvidError};
-use crate::model::{Audience, Entry, SecretValue, SpiffeId};
+use crate::identity::{BundleDocument, JwtSvid as Token, JwtSvidError};
+use crate::model::{Audience, Entry, SecretValue, SpiffeId, TrustDomain};
 
 /// How long a token waits for the key that signed it to be heard of.
 const NEWS: Duration = Duration::from_secs(5);
@@ -100,13 +99,10 @@ pub(super) async fn validate(
         return Err(Status::invalid_argument("svid must be specified"));
     }
     let who = watch.who().await?;
-    watch.fitting(&who, true).await?;
-    let roots = watch.roots().borrow().clone();
+    let entries = watch.fitting(&who, true).await?;
     let now = watch.ground().clock.now();
-    if roots.jwt.is_empty() {
-        return Err(no_keys());
-    }
-    let svid = Token::validate(&request.svid, &roots.jwt, &request.audience, now)
+    let keys = keys(watch, &entries).ok_or_else(no_keys)?;
+    let svid = Token::validate(&request.svid, &keys, &request.audience, now)
         .map_err(|why| Status::invalid_argument(why.to_string()))?;
     let is_own = *svid.id().trust_domain() == watch.ground().domain;
     let is_told = |name: &str| is_own || FOREIGN.contains(&name);
@@ -119,7 +115,20 @@ pub(super) async fn validate(
 /// The stream of `FetchJWTBundles`: for processes with an identity only.
 pub(super) struct JwtBundles {
     watch: Watch,
-    given: Option<Arc<Roots>>,
+    given: Option<Keys>,
+}
+
+/// Bundles that tokens are checked by, of each trust domain by itself.
+type Keys = HashMap<TrustDomain, BundleDocument>;
+
+/// What a process with these entries checks tokens by: our own bundle, and those of the domains that
+/// its entries name. `None` before the broker has told ours.
+fn keys(watch: &mut Watch, entries: &[Entry]) -> Option<Keys> {
+    let mut keys = watch.other_keys(entries);
+    let roots = watch.roots().borrow_and_update().clone();
+    // Ours last: no other domain's can stand in its place.
+    keys.extend(roots.jwt.iter().map(|(domain, bundle)| (domain.clone(), bundle.clone())));
+    (!roots.jwt.is_empty()).then_some(keys)
 }
 
 impl JwtBundles {
@@ -130,22 +139,22 @@ impl JwtBundles {
     /// The next full state, as soon as there is another one than was given last.
     pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
         loop {
-            let who = self.watch.who().await?;
-            self.watch.fitting(&who, self.given.is_none()).await?;
-            let roots = self.watch.roots().borrow_and_update().clone();
-            match &self.given {
-                None if roots.jwt.is_empty() => return Err(no_keys()),
+            let who = self.watch.glance().await?;
+            let entries = self.watch.fitting(&who, self.given.is_none()).await?;
+            let keys = match (keys(&mut self.watch, &entries), &self.given) {
+                (None, None) => return Err(no_keys()),
+                (Some(keys), given) if given.as_ref() != Some(&keys) => keys,
                 // Roots that came with a certificate alone tell no keys: the former ones stay.
-                Some(given) if roots.jwt.is_empty() || given.jwt == roots.jwt => {
+                _ => {
                     self.watch.look().await?;
                     continue;
                 }
-                _ => {}
-            }
-            let sets = roots.jwt.iter();
+            };
+            self.watch.who().await?;
+            let sets = keys.iter();
             let sets = sets.map(|(domain, set)| (format!("spiffe://{domain}"), set.to_jwks()));
             let response = JwtBundlesResponse { bundles: sets.collect() };
-            self.given = Some(roots);
+            self.given = Some(keys);
             return frame(&response).ok_or_else(too_large);
         }
     }

@@ -25,6 +25,7 @@ use super::super::roots::{Counted, Roots};
 use super::super::workloads::Workloads;
 use super::fault;
 use super::messages::{X509BundlesResponse, X509Svid, X509SvidResponse, frame};
+use crate::identity::BundleDocument;
 use crate::model::{Clock, Entry, EntryId, TrustDomain};
 
 /// How often a process is looked at while its stream is open.
@@ -70,7 +71,7 @@ impl Watch {
 
     /// Keeps an eye on it: streams of one connection share their looks, so that each connection is
     /// looked at once a second and not each stream. Before anything is made, [`Self::who`] is asked.
-    async fn glance(&mut self) -> Result<Arc<Attested>, Status> {
+    pub(super) async fn glance(&mut self) -> Result<Arc<Attested>, Status> {
         if let Some(known) = self.known.as_ref().filter(|_| self.visitor.seen_within(LOOK)) {
             return Ok(known.clone());
         }
@@ -149,6 +150,11 @@ impl Watch {
     /// What a process with these entries is told of other trust domains.
     fn others(&mut self, entries: &[Entry]) -> Others {
         self.federated.borrow_and_update().of(entries)
+    }
+
+    /// Those that tokens of other trust domains are checked by.
+    pub(super) fn other_keys(&mut self, entries: &[Entry]) -> HashMap<TrustDomain, BundleDocument> {
+        self.federated.borrow_and_update().keys_of(entries)
     }
 
     fn now(&self) -> OffsetDateTime {
