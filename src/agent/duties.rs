@@ -10,6 +10,9 @@ use std::sync::Arc;
 use crate::model::limits::IDENTITIES_MAX;
 use crate::model::{DutyChanges, Entry, EntryId, SpiffeId, StartId, WorkloadFacts};
 
+/// Entries that are remembered after their end.
+const ENDED_MAX: usize = 256;
+
 /// The entries for this device, as the broker last told.
 #[derive(Debug, Clone, Default)]
 pub struct Duties {
@@ -19,6 +22,9 @@ pub struct Duties {
     pub revision: u64,
     /// The sequence of the trust bundle then; 0 if the broker does not say.
     pub bundle: u64,
+    /// Entries that ended lately, the newest last. They give nobody anything: whoever has none but
+    /// these is refused by the broker, which writes it down, and not here.
+    pub ended: Vec<Arc<Entry>>,
     /// The start of the broker that told them; `None` before any has.
     pub start: Option<StartId>,
     /// Another number whenever a federated bundle is another.
@@ -60,7 +66,12 @@ impl Duties {
         let other: HashSet<EntryId> = ids.collect();
         let same = self.entries.iter().filter(|entry| !other.contains(&entry.id)).cloned();
         let entries = same.chain(items.into_iter().map(Arc::new)).collect();
-        Self { entries, revision, bundle, federated, start: self.start }
+        let mut ended = self.ended.clone();
+        ended.retain(|entry| !other.contains(&entry.id));
+        let gone: HashSet<EntryId> = gone.into_iter().collect();
+        ended.extend(self.entries.iter().filter(|entry| gone.contains(&entry.id)).cloned());
+        ended.drain(..ended.len().saturating_sub(ENDED_MAX));
+        Self { entries, revision, bundle, federated, ended, start: self.start }
     }
 
     /// The entry for a process; `wanted` is the identity that it asks for, if it names one.
@@ -91,6 +102,15 @@ impl Duties {
             choices.dedup();
             Unmatched::Several { choices }
         })
+    }
+
+    /// The entry that a process had until lately, the one that ended last; for who has no other.
+    pub fn ended(&self, facts: &WorkloadFacts, wanted: Option<&SpiffeId>) -> Option<&Entry> {
+        let fits = |entry: &&Entry| {
+            wanted.is_none_or(|id| entry.draft.spiffe_id == *id) && entry.missing(facts).is_empty()
+        };
+        let sound = self.ended.iter().rev().map(Arc::as_ref);
+        sound.filter(|entry| entry.draft.check().is_ok()).find(fits)
     }
 
     /// Every identity that a process may have, one entry for each: the default ones first, and
@@ -202,6 +222,27 @@ mod tests {
         assert_eq!(left, [(2, 7), (3, 0)]);
         assert_eq!((after.revision, after.bundle, after.federated, after.start), (5, 2, 4, start));
         assert_eq!(before.entries.len(), 2, "whoever looks at the former state sees it whole");
+
+        // What ended is remembered by itself, until it is back; and no more than so many.
+        let facts = WorkloadFacts { uid: 1, ..facts() };
+        assert_eq!(after.ended(&facts, None), Some(&a));
+        assert!(after.ended(&facts, Some(&b.draft.spiffe_id)).is_none());
+        assert!(after.ended(&super::tests::facts(), None).is_none(), "another process");
+        let change = |items: Vec<Entry>, gone: Vec<EntryId>| DutyChanges {
+            items,
+            gone,
+            revision: 6,
+            ..DutyChanges::default()
+        };
+        let back = after.changed(change(vec![a.clone()], Vec::new()));
+        assert!(back.ended(&facts, None).is_none());
+        let mut storm = back;
+        for n in 10..10 + 2 * ENDED_MAX {
+            let n = u128::try_from(n).unwrap();
+            storm = storm.changed(change(vec![entry(n, "/x", false, uid(1))], Vec::new()));
+            storm = storm.changed(change(Vec::new(), vec![EntryId(Uuid::from_u128(n))]));
+        }
+        assert_eq!(storm.ended.len(), ENDED_MAX);
     }
 
     #[test]

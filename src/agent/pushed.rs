@@ -148,7 +148,7 @@ impl Uplink {
             };
             let goes_on = more && !items.is_empty();
             // The revision of the first page: what changed meanwhile is told as a change.
-            let first = || Duties { entries: Vec::new(), revision, bundle, federated, start };
+            let first = || Duties { revision, bundle, federated, start, ..Duties::default() };
             let all = duties.get_or_insert_with(first);
             if all.start.is_none() || all.start != start {
                 return Err(UplinkError::Answer("a list of one start, as brokers of today do"));

@@ -141,7 +141,12 @@ impl Workloads {
         }
         let anew = tokio::time::timeout(DUTIES_MAX, self.shared.duties_anew()).await;
         let duties = anew.unwrap_or_else(|_| self.shared.duties());
-        duties.choose(facts, wanted).cloned().map_err(|unmatched| {
+        // Of one that ended, the broker tells, and writes down that it was asked for.
+        let ended = |why| match why {
+            Unmatched::Nobody { .. } => duties.ended(facts, wanted).ok_or(why),
+            several => Err(several),
+        };
+        duties.choose(facts, wanted).or_else(ended).cloned().map_err(|unmatched| {
             if let Unmatched::Nobody { nearest: Some(nearest) } = &unmatched {
                 tracing::info!(
                     pid = facts.pid, uid = facts.uid, path = facts.path, unit = facts.unit,

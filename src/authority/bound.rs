@@ -12,8 +12,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::AuthorityError;
-use super::mirror::{Held, Step, rows_under};
+use super::mirror::{Held, Step};
 use super::records::{FORMAT, damaged};
+use super::scan::rows_under;
 use crate::model::{DeviceId, Digest, Moment};
 use crate::store::{Store, Table};
 

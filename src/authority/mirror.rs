@@ -7,8 +7,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
-
 use super::authorities::{Authorities, CA_KEY};
 use super::bound::{BoundRecord, BoundRows, row_key};
 use super::error::AuthorityError;
@@ -16,16 +14,14 @@ use super::federated::{FEDERATION_PREFIX, Federated, FederationRecord, row_of};
 use super::recent::Whom;
 use super::records::{
     DENIED_PREFIX, DeniedKey, DeniedRecord, DeviceRecord, EntryRecord, TokenKey, TokenRecord,
-    damaged, decode, encode,
+    damaged, encode,
 };
+use super::scan::{rows, rows_under};
 use super::shards::Shards;
 use crate::identity::{Denied, DeviceStatus, EntryStatus};
 use crate::model::limits::PAGE_ITEMS;
 use crate::model::{DeviceClass, DeviceId, Digest, Entry, EntryId, SpiffeId, TrustDomain};
 use crate::store::{Expect, Store, Table, Txn, Write};
-
-/// Rows read from the store at once.
-const PAGE: usize = 1000;
 
 /// One row: its record, and the store's revision of its last write.
 #[derive(Debug, Clone)]
@@ -380,39 +376,11 @@ impl Mirror {
     }
 }
 
-/// All rows of one table: key, record, revision.
-async fn rows<T: DeserializeOwned>(
-    store: &dyn Store,
-    table: Table,
-) -> Result<Vec<(Vec<u8>, T, u64)>, AuthorityError> {
-    rows_under(store, table, &[]).await
-}
-
-/// The same of those whose keys begin so.
-pub(super) async fn rows_under<T: DeserializeOwned>(
-    store: &dyn Store,
-    table: Table,
-    prefix: &[u8],
-) -> Result<Vec<(Vec<u8>, T, u64)>, AuthorityError> {
-    let mut all: Vec<(Vec<u8>, T, u64)> = Vec::new();
-    loop {
-        let after = all.last().map(|(key, ..)| key.clone());
-        let page = store.scan(table, prefix, after.as_deref(), PAGE).await?;
-        let more = page.len() == PAGE;
-        for (key, row) in page {
-            let record = decode(table, &key, &row.value)?;
-            all.push((key, record, row.revision));
-        }
-        if !more {
-            return Ok(all);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::fake_store::{Room, domain, draft, keys, places};
     use super::super::room::Authority;
+    use super::super::scan::PAGE;
     use super::*;
     use crate::model::{DeviceClass, EntryDraft};
 

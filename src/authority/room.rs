@@ -1,6 +1,5 @@
 //! The room's one shared part: what it holds, how it changes, and who carries out which ask.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +19,12 @@ use super::living_keys::LivingKeys;
 use super::methods::EnrolMethods;
 use super::mirror::{Mirror, Step};
 use super::pending::Confirmed;
+use super::picture::{joined, view};
 use super::recent::{Recent, Touched, Waiting};
 use super::records::encode;
 use super::rotate::Acknowledged;
 use crate::decision_log::{Authority as ForAuthority, Grant};
-use crate::identity::{Bundle, Caller, Identity, View};
+use crate::identity::{Caller, Identity};
 use crate::model::{
     Action, Answer, Ask, Clock, Code, Digest, Failure, Moment, Reason, Released, SecretValue,
     Target, TrustDomain, limits,
@@ -390,30 +390,5 @@ impl Authority {
         }
         // Other roots are news for everybody, though no entry has changed.
         self.waiting.wake(if concerns_all { &Touched::All } else { touched });
-    }
-}
-
-/// The roots of each trust domain under its own name: side by side, never merged (I11).
-fn joined(issuers: &Issuers, mirror: &Mirror) -> Arc<HashMap<TrustDomain, Bundle>> {
-    let mut all = mirror.federated().roots();
-    // Ours last: no row can stand in its place.
-    all.extend(issuers.bundles.iter().map(|(domain, bundle)| (domain.clone(), bundle.clone())));
-    Arc::new(all)
-}
-
-/// The picture that identity judges by.
-fn view(
-    domain: &TrustDomain,
-    bundles: Arc<HashMap<TrustDomain, Bundle>>,
-    issuers: &Issuers,
-    mirror: &Mirror,
-) -> View {
-    View {
-        trust_domain: domain.clone(),
-        bundles,
-        own_issuers: issuers.own_issuers.clone(),
-        devices: mirror.device_statuses().clone(),
-        entries: mirror.entry_statuses().clone(),
-        denied: mirror.denied_svids().clone(),
     }
 }

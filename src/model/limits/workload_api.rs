@@ -1,0 +1,27 @@
+//! Limits of the SPIFFE Workload API that an agent serves.
+
+use std::time::Duration;
+
+use super::JWT_MAX;
+
+/// Connections to the SPIFFE Workload API at once: each workload holds one for its whole life.
+pub const WORKLOAD_CONNECTIONS: usize = 2560;
+/// … and of one user, a quarter: ten thousand streams.
+pub const WORKLOAD_CONNECTIONS_PER_UID: usize = 640;
+/// Streams in flight on one connection to the Workload API: a library has two or three.
+pub const WORKLOAD_STREAMS: u32 = 16;
+/// Headers of one call to the Workload API, in bytes: honest ones have three hundred.
+pub const WORKLOAD_HEADERS: u32 = 16 * 1024;
+/// The request of one call to the Workload API, in bytes: a token that shall be validated, and its
+/// audience.
+pub const WORKLOAD_REQUEST: usize = JWT_MAX + 4 * 1024;
+/// Receive windows of the Workload API, in bytes, for a stream and for a connection.
+pub const WORKLOAD_WINDOW: u32 = 64 * 1024;
+/// Calls to the Workload API that one user may make at once …
+pub const WORKLOAD_CALLS_BURST: u32 = 256;
+/// … and a second after that: each may cost the broker a signature in the agent's own name, and this
+/// is a quarter of what an agent may ask for.
+pub const WORKLOAD_CALLS_RATE: u32 = 128;
+/// A connection to the Workload API is asked for a sign of life this often, and must give it within
+/// the same time.
+pub const WORKLOAD_KEEP_ALIVE: Duration = Duration::from_secs(20);
