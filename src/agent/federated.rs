@@ -16,38 +16,59 @@ use crate::wire::Client;
 
 /// The bundle of each federated domain that some entry of this device names.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Federated(BTreeMap<TrustDomain, BundleDocument>);
+pub(super) struct Federated(BTreeMap<TrustDomain, Told>);
+
+/// One bundle. It may be large and there may be many streams: they share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    bundle: Arc<BundleDocument>,
+    /// Its roots, one behind the other.
+    roots: Arc<Vec<u8>>,
+}
 
 impl Federated {
-    /// Out of the broker's map; `None` for other bytes.
-    fn told(body: &[u8]) -> Option<Self> {
+    /// Out of the broker's map; `None` for other bytes. What is as before is shared with `former`.
+    fn told(body: &[u8], former: &Self) -> Option<Self> {
         let map = BundleDocument::parse_map(body).ok()?;
-        Some(Self(map.into_iter().collect()))
+        let one = |(domain, bundle): (TrustDomain, BundleDocument)| {
+            let told = match former.0.get(&domain).filter(|held| *held.bundle == bundle) {
+                Some(held) => held.clone(),
+                None => Told::new(bundle),
+            };
+            (domain, told)
+        };
+        Some(Self(map.into_iter().map(one).collect()))
     }
 
     /// What a process with these entries is told: roots, one behind the other, by `spiffe://<domain>`.
-    pub(super) fn of(&self, entries: &[Entry]) -> HashMap<String, Vec<u8>> {
-        let told = self.named(entries).filter_map(|(domain, bundle)| {
-            // A domain that trusts nobody any more is not told of: so it is taken back.
-            let roots = Some(bundle.x509_roots()).filter(|roots| !roots.is_empty())?;
-            let der = roots.iter().flat_map(|root| root.as_ref().iter().copied()).collect();
-            Some((format!("spiffe://{domain}"), der))
-        });
-        told.collect()
+    pub(super) fn of(&self, entries: &[Entry]) -> HashMap<String, Arc<Vec<u8>>> {
+        // A domain that trusts nobody any more is not told of: so it is taken back.
+        let with_roots = self.named(entries).filter(|(_, told)| !told.roots.is_empty());
+        let one = |(domain, told): (&TrustDomain, &Told)| {
+            (format!("spiffe://{domain}"), Arc::clone(&told.roots))
+        };
+        with_roots.map(one).collect()
     }
 
     /// The bundles by which such a process may check tokens of other domains.
-    pub(super) fn keys_of(&self, entries: &[Entry]) -> HashMap<TrustDomain, BundleDocument> {
-        let with_keys = self.named(entries).filter(|(_, bundle)| !bundle.jwt_keys().is_empty());
-        with_keys.map(|(domain, bundle)| (domain.clone(), bundle.clone())).collect()
+    pub(super) fn keys_of(&self, entries: &[Entry]) -> HashMap<TrustDomain, Arc<BundleDocument>> {
+        let with_keys = self.named(entries).filter(|(_, told)| !told.bundle.jwt_keys().is_empty());
+        with_keys.map(|(domain, told)| (domain.clone(), Arc::clone(&told.bundle))).collect()
     }
 
     fn named<'f>(
         &'f self,
         entries: &'f [Entry],
-    ) -> impl Iterator<Item = (&'f TrustDomain, &'f BundleDocument)> {
+    ) -> impl Iterator<Item = (&'f TrustDomain, &'f Told)> {
         let named = entries.iter().flat_map(|entry| &entry.draft.federates_with);
         named.filter_map(|domain| self.0.get_key_value(domain))
+    }
+}
+
+impl Told {
+    fn new(bundle: BundleDocument) -> Self {
+        let roots = bundle.x509_roots().iter().flat_map(|root| root.as_ref().iter().copied());
+        Self { roots: Arc::new(roots.collect()), bundle: Arc::new(bundle) }
     }
 }
 
@@ -67,7 +88,8 @@ impl Uplink {
                 self.shared.federated(Federated::default());
                 held = None;
             } else if held != Some(news) {
-                match ask_federated(client).await {
+                let former = self.shared.federated_told().borrow().clone();
+                match ask_federated(client, &former).await {
                     Ok(federated) => {
                         self.shared.federated(federated);
                         held = Some(news);
@@ -90,12 +112,12 @@ impl Workloads {
     }
 }
 
-async fn ask_federated(client: &Client) -> Result<Federated, UplinkError> {
+async fn ask_federated(client: &Client, former: &Federated) -> Result<Federated, UplinkError> {
     let asking = client.ask(Ask::Federation(FederationStep::Duties {}), SecretValue::empty());
     let answered = tokio::time::timeout(ATTEMPT_MAX, asking).await;
     let (_, released) = answered.map_err(|_| UplinkError::Late)??;
     let told = match &released.answer {
-        Answer::File { .. } => Federated::told(released.body.expose()),
+        Answer::File { .. } => Federated::told(released.body.expose(), former),
         _ => None,
     };
     told.ok_or(UplinkError::Answer("a map of bundles"))
@@ -119,7 +141,7 @@ mod tests {
             let text = std::fs::read(folder.join(file)).unwrap();
             let vector: serde_json::Value = serde_json::from_slice(&text).unwrap();
             let document = vector["data"].as_str().unwrap().as_bytes();
-            (domain(name), BundleDocument::parse(domain(name), document).unwrap())
+            (domain(name), Told::new(BundleDocument::parse(domain(name), document).unwrap()))
         };
         let held = Federated(BTreeMap::from([
             of("b.example", "001-the-good-document.json"),
@@ -153,10 +175,23 @@ mod tests {
         let some = [entry(&["b.example"]), entry(&["d.example", "e.example", "f.example"])];
         assert_eq!(names(&some), [vec!["spiffe://b.example"], vec!["b.example", "f.example"]]);
         assert_eq!(names(&[entry(&["c.example"])]), [vec!["spiffe://c.example"], vec![]]);
-        let roots = held.0[&domain("b.example")].x509_roots();
+        let roots = held.0[&domain("b.example")].bundle.x509_roots();
         let roots: Vec<u8> = roots.iter().flat_map(|root| root.to_vec()).collect();
-        assert_eq!(held.of(&some)["spiffe://b.example"], roots);
-        assert!(Federated::told(b"{}").is_none() && Federated::told(b"").is_none());
-        assert_eq!(Federated::told(b"{\"trust_domains\":{}}"), Some(Federated::default()));
+        assert_eq!(*held.of(&some)["spiffe://b.example"], roots);
+        let told = |body: &str| Federated::told(body.as_bytes(), &held);
+        assert!(told("{}").is_none() && told("").is_none());
+        assert_eq!(told(r#"{"trust_domains":{}}"#), Some(Federated::default()));
+        let text = String::from_utf8(held.0[&domain("b.example")].bundle.to_json()).unwrap();
+        let map = format!(r#"{{"trust_domains":{{"b.example":{text},"g.example":{text}}}}}"#);
+        let again = told(&map).unwrap();
+        let same = |name: &str, one: &Federated| {
+            Arc::ptr_eq(&one.0[&domain(name)].roots, &held.0[&domain("b.example")].roots)
+        };
+        assert!(!same("g.example", &again));
+        let once_more = Federated::told(map.as_bytes(), &again).unwrap();
+        let kept = |name: &str| {
+            Arc::ptr_eq(&once_more.0[&domain(name)].roots, &again.0[&domain(name)].roots)
+        };
+        assert!(kept("b.example") && kept("g.example"), "what is as before is not held twice");
     }
 }

@@ -1,8 +1,9 @@
 //! The files that methods of enrolment stand on, read at the start of a broker: one that can't be
 //! read, or holds something else, stops the start and is named.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::enrolment_config::EnrolmentConfig;
@@ -30,6 +31,11 @@ pub enum MethodFault {
     /// It can't be read.
     #[error("{0}")]
     Io(std::io::Error),
+    /// Somebody else could say who becomes a device.
+    #[error(
+        "it must be a plain file of root's or this user's that nobody else can write (`chmod go-w`)"
+    )]
+    Loose,
     /// It is no PEM of certificates.
     #[error(transparent)]
     Pem(#[from] PemError),
@@ -90,10 +96,41 @@ fn roots(path: &Path) -> Result<DeviceRoots, MethodFault> {
 fn read(path: &Path, most: usize) -> Result<Vec<u8>, MethodFault> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
-    let file = File::open(path).map_err(MethodFault::Io)?;
+    // A pipe must not hold up the start.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(MethodFault::Io)?;
+    let found = file.metadata().map_err(MethodFault::Io)?;
+    let ours = [0, nix::unistd::geteuid().as_raw()].contains(&found.uid());
+    if !found.is_file() || !ours || found.mode() & 0o022 != 0 {
+        return Err(MethodFault::Loose);
+    }
     file.take(limit).read_to_end(&mut bytes).map_err(MethodFault::Io)?;
     if bytes.len() > most {
         return Err(MethodFault::Io(std::io::ErrorKind::FileTooLarge.into()));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_others_can_write_and_what_is_no_file_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("roots.pem");
+        std::fs::write(&path, b"x").unwrap();
+        for (mode, good) in [(0o644, true), (0o400, true), (0o664, false), (0o646, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(read(&path, 10).is_ok(), good, "{mode:o}");
+        }
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        for other in [pipe.as_path(), dir.path()] {
+            assert!(matches!(read(other, 10), Err(MethodFault::Loose)), "{}", other.display());
+        }
+        assert!(matches!(read(&dir.path().join("none"), 10), Err(MethodFault::Io(_))));
+    }
 }

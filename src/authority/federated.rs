@@ -15,7 +15,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::error::AuthorityError;
 use super::records::damaged;
-use crate::identity::{Bundle, BundleDocument, BundleError};
+use crate::identity::{Bundle, BundleDocument, BundleError, JwtKey};
 use crate::model::limits::{FEDERATED_BYTES_MAX, FEDERATIONS_MAX};
 use crate::model::{Digest, Endpoint, Failure, RelationshipId, TrustDomain};
 use crate::store::Table;
@@ -61,7 +61,7 @@ pub(super) struct Federated {
     all: Arc<BTreeMap<TrustDomain, Relationship>>,
     /// Another one whenever a root in force is another.
     roots: Arc<HashMap<TrustDomain, Bundle>>,
-    /// The revision of the last change of any of them.
+    /// The revision at which a bundle was last another.
     changed: u64,
 }
 
@@ -81,7 +81,7 @@ impl Federated {
         self.of(domain).map(|held| held.revision)
     }
 
-    /// The revision at which one of them was last another: what agents tell news by.
+    /// The revision at which a bundle was last another: what agents tell news by.
     pub(super) fn changed(&self) -> u64 {
         self.changed
     }
@@ -103,10 +103,10 @@ impl Federated {
         record: Option<FederationRecord>,
         revision: u64,
     ) {
-        self.changed = self.changed.max(revision);
         // A step was planned from a document that had been read.
         let put = record.map(|record| self.put(record, revision));
         if !matches!(put, Some(Ok(()))) {
+            self.changed = self.changed.max(revision);
             Arc::make_mut(&mut self.all).remove(domain);
             Arc::make_mut(&mut self.roots).remove(domain);
         }
@@ -121,9 +121,11 @@ impl Federated {
         record: FederationRecord,
         revision: u64,
     ) -> Result<(), AuthorityError> {
-        self.changed = self.changed.max(revision);
         let domain = record.trust_domain.clone();
         let former = self.all.get(&domain);
+        if former.and_then(|held| held.record.bundle.as_ref()) != record.bundle.as_ref() {
+            self.changed = self.changed.max(revision); // a look that found the same is no news
+        }
         let document = match (&record.bundle, former) {
             (None, _) => None,
             (Some(text), Some(held)) if held.record.bundle.as_ref() == Some(text) => {
@@ -177,6 +179,9 @@ pub enum FederationError {
     /// It is no bundle document.
     #[error("it is no bundle document: {0}")]
     Document(#[from] BundleError),
+    /// What is kept of it would not be read back.
+    #[error("as it is kept here, each key with all its members, it is too large: {0} bytes")]
+    Kept(usize),
     /// None of its keys can be used.
     #[error(
         "none of its {0} keys can be used; an empty `keys` says that nothing is trusted any more"
@@ -230,7 +235,12 @@ pub(super) fn read(
     for root in document.x509_roots() {
         check_root(root, domain, own_keys)?;
     }
-    Ok(document)
+    // What the store keeps must read back: a row that does not would stop the next start.
+    let kept = document.to_json();
+    match BundleDocument::parse(domain.clone(), &kept).is_ok_and(|read| read.to_json() == kept) {
+        true => Ok(document),
+        false => Err(FederationError::Kept(kept.len())),
+    }
 }
 
 /// Judges a document by the one in force: its number never goes back.
@@ -242,7 +252,7 @@ pub(super) fn weigh(
     next: &BundleDocument,
 ) -> Result<Weighed, FederationError> {
     let Some(held) = held else { return Ok(Weighed::Newer) };
-    let same_keys = held.x509_roots() == next.x509_roots() && held.jwt_keys() == next.jwt_keys();
+    let same_keys = keys_of(held) == keys_of(next);
     let same = same_keys
         && held.sequence() == next.sequence()
         && held.refresh_hint() == next.refresh_hint();
@@ -255,6 +265,15 @@ pub(super) fn weigh(
         }
         _ => Ok(Weighed::Newer),
     }
+}
+
+/// Its keys in one order: issuers that keep theirs in a hash table write them in any.
+fn keys_of(document: &BundleDocument) -> (Vec<&[u8]>, Vec<&JwtKey>) {
+    let mut roots: Vec<&[u8]> = document.x509_roots().iter().map(AsRef::as_ref).collect();
+    let mut keys: Vec<&JwtKey> = document.jwt_keys().iter().collect();
+    roots.sort_unstable();
+    keys.sort_by(|one, other| one.key_id().cmp(other.key_id()));
+    (roots, keys)
 }
 
 /// A root that is one of ours, or that says itself whose it is: another's.

@@ -18,7 +18,7 @@ use super::records::DeviceRecord;
 use super::room::Authority;
 use crate::identity::{Caller, CallerKind, JwtKey};
 use crate::model::limits::{
-    AGENT_TTL, DEVICES_MAX, LAST_SEEN_STEP, LEAF_TTL_MAX, OPERATOR_TTL, PENDING_SHOWN,
+    AGENT_TTL, DEVICES_MAX, JWKS_FRESH, LAST_SEEN_STEP, LEAF_TTL_MAX, OPERATOR_TTL, PENDING_SHOWN,
     REENROLL_WINDOW,
 };
 use crate::model::{
@@ -258,7 +258,10 @@ impl Authority {
             return Ok(Some(CaStep::Prepare {}));
         }
         let force = left <= life / 6;
-        let known = self.pending(&mirror, row, now).next().is_none();
+        // Agents are told at once; verifiers that know no SPIFFE keep our keys for a while.
+        let told = u32::try_from(2 * JWKS_FRESH.as_secs()).ok();
+        let rested = row.prepared().is_some_and(|next| waited(next, told, now));
+        let known = rested && self.pending(&mirror, row, now).next().is_none();
         Ok((known || force).then_some(CaStep::Activate { after_s: None, force }))
     }
 }

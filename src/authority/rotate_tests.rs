@@ -300,6 +300,8 @@ async fn the_calendar_prepares_waits_and_ends_one_after_the_other() {
     assert_eq!(due(), None, "an agent has not acknowledged");
     let sequence = step(&room, CaStep::Show {}).await.unwrap().sequence;
     says(&room, device, sequence, 0);
+    assert_eq!(due(), None, "verifiers that know no SPIFFE look seldomer");
+    pass(2 * crate::model::limits::JWKS_FRESH);
     assert_eq!(due(), Some(ACTIVATE));
     says(&room, device, sequence - 1, 0);
     pass(CA_TTL / 3 + Duration::from_secs(60));

@@ -48,6 +48,7 @@ impl std::fmt::Display for Source {
 enum Bucket {
     Requests,
     Own,
+    Proofs,
     Reports,
     Denials,
     Dead,
@@ -80,6 +81,7 @@ impl Rates {
         let (bucket, rate) = match ask {
             _ if caller.standing() != Standing::Live => (Bucket::Dead, self.denials_per_second),
             Ask::Report { .. } => (Bucket::Reports, limits::REPORT_RATE),
+            Ask::Enroll { by: Some(_), .. } => (Bucket::Proofs, limits::PROOFS_RATE),
             ask if ask.is_own() => (Bucket::Own, limits::OWN_RATE),
             _ => (Bucket::Requests, self.per_second),
         };
@@ -122,7 +124,7 @@ fn key(caller: &Caller, source: Option<Source>, bucket: Bucket) -> Key {
 mod tests {
     use super::*;
     use crate::identity::sample;
-    use crate::model::{Clock, DeviceClass, Digest, ManualClock};
+    use crate::model::{Clock, DeviceClass, Digest, EnrolBy, ManualClock};
 
     fn api(standing: Standing) -> Caller {
         let device = (DeviceClass::person(), DeviceId(Digest([7; 32])));
@@ -151,6 +153,13 @@ mod tests {
         while ask(&live, &Ask::Status {}) {}
         assert!(ask(&live, &Ask::Renew {}), "nobody is locked out of renewing");
         let report = Ask::Report { facts: Digest([0; 32]) };
+        let proof = Ask::Enroll { name: "n".into(), token: None, by: Some(EnrolBy::X509) };
+        let proofs = (0..100).filter(|_| ask(&live, &proof)).count();
+        assert_eq!(
+            u32::try_from(proofs),
+            Ok(limits::PROOFS_RATE),
+            "each costs before it is decided"
+        );
         let reports = (0..100).filter(|_| ask(&live, &report)).count();
         assert_eq!(u32::try_from(reports), Ok(limits::REPORT_RATE));
     }

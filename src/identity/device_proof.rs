@@ -305,11 +305,17 @@ impl DeviceRoots {
         if leaf.purposes.is_some_and(|purposes| !purposes.client) {
             return Err(E::Purpose);
         }
+        let mut subjects = Vec::with_capacity(shown.beside.len());
         for der in shown.beside {
             let issuer = Certificate::read(der).map_err(|_| E::Certificate)?;
             if !signs(&issuer) {
                 return Err(E::Issuer);
             }
+            // One way up at most: issuers of one name would have to be tried in every order.
+            if subjects.contains(&issuer.subject) {
+                return Err(E::Path);
+            }
+            subjects.push(issuer.subject);
         }
         self.climb(shown, now.wall())
     }
@@ -542,6 +548,12 @@ mod tests {
                 }
             }
         }
+        // A stranger who makes all issuers himself would choose how many ways there are to try.
+        let same = [root.under(&issuer("same")), root.under(&issuer("same"))];
+        let leaf = device().signed_by(&same[0], &key);
+        let twice = same.iter().map(|link| link.certificate.clone());
+        let chain = std::iter::once(leaf).chain(twice).collect();
+        assert_eq!(judged(&proof(&key, chain), &roots), Err(E::Path));
         let judged_under = |draft: &Draft, want| {
             let link = root.under(draft);
             let chain = vec![device().signed_by(&link, &key), link.certificate];

@@ -141,6 +141,9 @@ pub enum SvidError {
     /// A server that is somebody else.
     #[error("the server's SPIFFE ID is not the one that was expected")]
     OtherServer,
+    /// A server whose identity, device or certificate was revoked here.
+    #[error("the server's identity was revoked")]
+    Ended,
     /// The root of the token is not among the certificates.
     #[error("none of the certificates shown is the root that the token names")]
     RootDigest,

@@ -136,7 +136,13 @@ impl Identity {
         beside: &[CertificateDer<'_>],
         now: Moment,
     ) -> Result<VerifiedSvid, SvidError> {
-        verify(&self.trust.load(), leaf, beside, now)
+        let trust = self.trust.load();
+        let svid = verify(&trust, leaf, beside, now)?;
+        // Of the rest of its standing the one that calls knows nothing, or it is another's.
+        match standing::judge(&trust, &svid, now).standing {
+            Standing::Revoked | Standing::SvidRevoked => Err(SvidError::Ended),
+            _ => Ok(svid),
+        }
     }
 
     /// The same for whoever comes to us.
@@ -419,6 +425,23 @@ mod tests {
             Some(rcgen::PublicKeyData::subject_public_key_info(&key).as_slice())
         );
         assert_eq!(caller.not_after(), Some(draft.not_after));
+    }
+
+    #[test]
+    fn a_server_that_was_revoked_is_believed_no_more_than_a_caller() {
+        let world = World::new();
+        let identity = Identity::new(view(&world));
+        let shows = |identity: &Identity, of: u128, device: &[u8]| {
+            let chain = chain(WORKLOAD, &world.root, Some(&ours(device, Some(entry(of)))));
+            identity.verified_server(&chain[0], &chain[1..], moment(NOW)).map(|svid| svid.id)
+        };
+        assert!(shows(&identity, 1, LAPTOP).is_ok(), "control");
+        assert_eq!(shows(&identity, 2, LAPTOP).err(), Some(SvidError::Ended), "its entry");
+        assert_eq!(shows(&identity, 1, LOST).err(), Some(SvidError::Ended), "its device");
+        let mut denied = view(&world);
+        deny(&mut denied, DeniedFor::Identity(WORKLOAD.parse_id()));
+        identity.install(denied);
+        assert_eq!(shows(&identity, 1, LAPTOP).err(), Some(SvidError::Ended), "its certificate");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! processes with an identity are answered.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::Status;
@@ -119,7 +120,7 @@ pub(super) struct JwtBundles {
 }
 
 /// Bundles that tokens are checked by, of each trust domain by itself.
-type Keys = HashMap<TrustDomain, BundleDocument>;
+type Keys = HashMap<TrustDomain, Arc<BundleDocument>>;
 
 /// What a process with these entries checks tokens by: our own bundle, and those of the domains that
 /// its entries name. `None` before the broker has told ours.
@@ -127,7 +128,8 @@ fn keys(watch: &mut Watch, entries: &[Entry]) -> Option<Keys> {
     let mut keys = watch.other_keys(entries);
     let roots = watch.roots().borrow_and_update().clone();
     // Ours last: no other domain's can stand in its place.
-    keys.extend(roots.jwt.iter().map(|(domain, bundle)| (domain.clone(), bundle.clone())));
+    let ours = roots.jwt.iter().map(|(domain, it)| (domain.clone(), Arc::new(it.clone())));
+    keys.extend(ours);
     (!roots.jwt.is_empty()).then_some(keys)
 }
 

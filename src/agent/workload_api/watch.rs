@@ -153,7 +153,10 @@ impl Watch {
     }
 
     /// Those that tokens of other trust domains are checked by.
-    pub(super) fn other_keys(&mut self, entries: &[Entry]) -> HashMap<TrustDomain, BundleDocument> {
+    pub(super) fn other_keys(
+        &mut self,
+        entries: &[Entry],
+    ) -> HashMap<TrustDomain, Arc<BundleDocument>> {
         self.federated.borrow_and_update().keys_of(entries)
     }
 
@@ -163,7 +166,12 @@ impl Watch {
 }
 
 /// Roots of other trust domains, by `spiffe://<trust domain>`.
-type Others = HashMap<String, Vec<u8>>;
+type Others = HashMap<String, Arc<Vec<u8>>>;
+
+/// As a message holds them, for as long as it is written.
+fn copied(others: &Others) -> HashMap<String, Vec<u8>> {
+    others.iter().map(|(name, roots)| (name.clone(), roots.to_vec())).collect()
+}
 
 /// What tells one state of a process's entries from another.
 type Marks = Vec<(EntryId, u64)>;
@@ -254,7 +262,7 @@ impl X509Svids {
         now: OffsetDateTime,
     ) -> Result<(Bytes, Given), Status> {
         let mut response =
-            X509SvidResponse { federated_bundles: others.clone(), ..X509SvidResponse::default() };
+            X509SvidResponse { federated_bundles: copied(&others), ..X509SvidResponse::default() };
         let (mut until, mut refused) = (None, None);
         let mut chains = Vec::new();
         for entry in entries {
@@ -342,7 +350,7 @@ impl X509Bundles {
             self.watch.who().await?;
             let mut response = X509BundlesResponse::default();
             let domain = format!("spiffe://{}", self.watch.ground.domain);
-            response.bundles.extend(others.clone());
+            response.bundles.extend(copied(&others));
             // Ours last: no other domain's can stand in its place.
             response.bundles.insert(domain, bundle.concat_der());
             self.given = Some((roots, others));
@@ -419,7 +427,7 @@ mod tests {
         assert!(!given.holds(&entries, &roots, &none, given.renew_at));
         let others = Roots::kept(&[CertificateDer::from(vec![1])]);
         assert!(!given.holds(&entries, &others, &none, now), "other roots are told at once");
-        let told = HashMap::from([("spiffe://b.example".to_owned(), vec![1])]);
+        let told = HashMap::from([("spiffe://b.example".to_owned(), Arc::new(vec![1]))]);
         assert!(!given.holds(&entries, &roots, &told, now), "and so are other domains'");
         for other in [&entries[..1], &[entry(1, 1), entry(2, 3)], &[entry(2, 3), entry(1, 0)]] {
             assert!(!given.holds(other, &roots, &none, now), "{other:?}");

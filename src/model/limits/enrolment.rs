@@ -7,6 +7,8 @@ pub const DEVICE_CHAIN_MAX: usize = 5;
 /// The proof of possession of a device certificate, in bytes: a chain of ordinary ones in base64,
 /// twice over. It must fit the enrolment port's window.
 pub const DEVICE_PROOF_MAX: usize = 32 * 1024;
+/// Proofs a second of one network: each is judged before anything is decided.
+pub const PROOFS_RATE: u32 = 64;
 /// A Kubernetes service account token, in bytes; an ordinary one has 1,200.
 pub const POD_TOKEN_MAX: usize = 8 * 1024;
 /// The longest life of such a token: tokens that a cluster extends live a year, and are no proof.
