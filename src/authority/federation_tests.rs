@@ -360,6 +360,29 @@ fn what_is_taken_reads_back_and_what_would_not_is_refused() {
     assert!(matches!(read(&full), Err(FederationError::Kept(_))));
 }
 
+#[tokio::test]
+async fn a_bundle_that_is_the_same_is_no_news_to_agents() {
+    let room = Room::new().await;
+    let (one, two) = (root("b.example"), root("b.example"));
+    let first = document("b.example", &[&one], 7);
+    let changed = || room.authority.mirror().federated().changed();
+    assert_eq!(changed(), 0);
+    let made = add(&room, "b.example", None, &first).await.unwrap();
+    let told = changed();
+    assert!(told > 0);
+    room.clock.advance(BUNDLE_FETCHED_STEP * 2);
+    let set_again = act(&room, set("b.example", false), &first).await.unwrap();
+    assert_eq!(set_again.age_s, Some(0), "that it was looked at is kept");
+    room.device("server").await;
+    assert_eq!(changed(), told, "and wakes nobody");
+    act(&room, set("b.example", false), &document("b.example", &[&two], 8)).await.unwrap();
+    let other_root = changed();
+    assert!(other_root > told);
+    let gone = Step::Remove { trust_domain: other("b.example"), id: made.id };
+    step(&room, &nobody(), gone, b"").await.unwrap();
+    assert!(changed() > other_root);
+}
+
 #[test]
 fn the_order_of_keys_is_no_news() {
     use super::federated::{Weighed, weigh};
