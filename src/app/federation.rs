@@ -9,12 +9,13 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -81,7 +82,15 @@ pub(super) async fn run(
         parts.metrics.federated(domains, oldest);
         let room = BUNDLE_FETCHES.saturating_sub(running.len());
         for due in parts.authority.due_fetches(room, now) {
-            running.push(one(line, roots, due, stop.clone()));
+            let fetching = AssertUnwindSafe(one(line, roots, due.clone(), stop.clone()));
+            running.push(async move {
+                // A fault of ours in reading one domain's bytes must not take the broker with it.
+                if fetching.catch_unwind().await.is_err() {
+                    let fault = Some("its answer could not be read".to_owned());
+                    tracing::error!(domain = %due.trust_domain, "a fetch ended in a panic");
+                    parts.authority.fetch_ended(&due, fault, 128, parts.clock.now());
+                }
+            });
         }
     }
     // What has been fetched is put in force to its end; what has not is let go.

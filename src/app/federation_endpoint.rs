@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -97,11 +98,16 @@ impl Endpoint {
                     let (server, line) = (Arc::clone(&self.server), Arc::clone(&self.line));
                     let path = self.config.path.clone();
                     serving.push(async move {
-                        let served = serve(tcp, &server, &line, &path);
-                        match timeout(BUNDLE_SERVE_TIMEOUT, served).await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(error)) => tracing::debug!(%error, "no bundle was served"),
-                            Err(_) => tracing::debug!("a client of the bundle endpoint is slow"),
+                        let served = timeout(
+                            BUNDLE_SERVE_TIMEOUT,
+                            serve(tcp, &server, &line, &path),
+                        );
+                        // A fault in one answer must not take the broker with it.
+                        match AssertUnwindSafe(served).catch_unwind().await {
+                            Ok(Ok(Ok(()))) => {}
+                            Ok(Ok(Err(error))) => tracing::debug!(%error, "no bundle was served"),
+                            Ok(Err(_)) => tracing::debug!("a client of the endpoint is slow"),
+                            Err(_) => tracing::error!("an answer of the endpoint ended in a panic"),
                         }
                         source
                     });

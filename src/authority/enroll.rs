@@ -290,18 +290,9 @@ fn spend(
         return Err(Failure::too_large(format!("there are {DEVICES_MAX} devices already")));
     }
     let record = DeviceRecord {
-        v: FORMAT,
-        class: token.class.clone(),
-        name: name.to_owned(),
-        epoch: 1,
-        revoked: false,
-        enrolled: now.unix_s(),
-        last_seen: now.unix_s(),
-        key: key.digest(),
         operator: token.operator.clone(),
         issuer,
-        by: None,
-        ttl_s: None,
+        ..DeviceRecord::new(key.digest(), token.class.clone(), name, now)
     };
     let spent = TokenRecord { spent: Some(device), ..token.clone() };
     let steps = vec![Step::Token(row, Some(spent)), Step::Device(device, record.clone())];

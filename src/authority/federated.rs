@@ -299,3 +299,64 @@ fn check_root(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The members that a root need not have are written out where it is kept.
+    #[test]
+    fn what_is_taken_reads_back_and_what_would_not_is_refused() {
+        use crate::model::limits::BUNDLE_DOCUMENT_MAX;
+        use base64::Engine as _;
+        const ROOTS: usize = 50;
+        let key = rcgen::KeyPair::generate().unwrap();
+        let document = |filled: usize| {
+            let one = |n: usize| {
+                let mut params = rcgen::CertificateParams::default();
+                params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+                params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+                let name = format!("{n:04}{}", "x".repeat(filled));
+                params.distinguished_name.push(rcgen::DnType::CommonName, name);
+                let root = params.self_signed(&key).unwrap();
+                let text = base64::engine::general_purpose::STANDARD.encode(root.der());
+                format!(r#"{{"kty":"EC","use":"x509-svid","x5c":["{text}"]}}"#)
+            };
+            let keys: Vec<String> = (0..ROOTS).map(one).collect();
+            format!(r#"{{"keys":[{}]}}"#, keys.join(",")).into_bytes()
+        };
+        let domain = TrustDomain::parse("b.example").unwrap();
+        let read = |bytes: &[u8]| super::read(&domain, bytes, &HashSet::new());
+        let taken = read(&document(5_000)).unwrap();
+        assert_eq!(taken.x509_roots().len(), ROOTS, "control");
+        assert!(BundleDocument::parse(domain.clone(), &taken.to_json()).is_ok());
+        // As large as may come: subject and issuer, each in base64, in every root.
+        let room = BUNDLE_DOCUMENT_MAX - document(5_000).len();
+        let full = document(5_000 + room * 3 / (4 * 2 * ROOTS) - 2);
+        assert!((BUNDLE_DOCUMENT_MAX - 2_000..=BUNDLE_DOCUMENT_MAX).contains(&full.len()));
+        assert!(BundleDocument::parse(domain.clone(), &full).is_ok(), "by itself it is one");
+        assert!(matches!(read(&full), Err(FederationError::Kept(_))));
+    }
+
+    #[test]
+    fn the_order_of_keys_is_no_news() {
+        let folder =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/svid/bundle");
+        let text = std::fs::read(folder.join("001-the-good-document.json")).unwrap();
+        let vector: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let mut value: serde_json::Value =
+            serde_json::from_str(vector["data"].as_str().unwrap()).unwrap();
+        let domain = TrustDomain::parse("b.example").unwrap();
+        let parse = |value: &serde_json::Value| {
+            BundleDocument::parse(domain.clone(), value.to_string().as_bytes()).unwrap()
+        };
+        let held = parse(&value);
+        let keys = value["keys"].as_array_mut().unwrap();
+        assert!(keys.len() > 2);
+        keys.reverse();
+        let turned = parse(&value);
+        assert_eq!(weigh(Some(&held), &turned).unwrap(), Weighed::Same);
+        value["keys"].as_array_mut().unwrap().pop();
+        assert!(weigh(Some(&held), &parse(&value)).is_err(), "one less is another");
+    }
+}

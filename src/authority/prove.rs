@@ -11,7 +11,7 @@ use super::ca::Ca;
 use super::enroll::check_name;
 use super::methods::Brought;
 use super::mirror::{Mirror, Step};
-use super::records::{DeviceRecord, FORMAT};
+use super::records::DeviceRecord;
 use super::room::Authority;
 use super::subject_key::SubjectKey;
 use crate::identity::{Caller, CallerKind};
@@ -139,18 +139,10 @@ fn take(
         return Err(Failure::too_large(format!("there are {most} devices already")));
     }
     let record = DeviceRecord {
-        v: FORMAT,
-        class: proven.class.clone(),
-        name: name.to_owned(),
-        epoch: 1,
-        revoked: false,
-        enrolled: now.unix_s(),
-        last_seen: now.unix_s(),
-        key: key.digest(),
-        operator: None,
         issuer,
         by: Some(proven.by.clone()),
         ttl_s: proven.ttl_s,
+        ..DeviceRecord::new(key.digest(), proven.class.clone(), name, now)
     };
     steps.push(BoundRecord::new(bound, device, None).step());
     steps.push(Step::Device(device, record.clone()));

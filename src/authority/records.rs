@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::AuthorityError;
 use crate::identity::DeniedFor;
-use crate::model::{DeviceClass, DeviceId, Digest, EnrolledBy, Entry, Serial, SpiffeId};
+use crate::model::{DeviceClass, DeviceId, Digest, EnrolledBy, Entry, Moment, Serial, SpiffeId};
 use crate::store::Table;
 
 /// The format that this program writes.
@@ -42,6 +42,26 @@ pub(super) struct DeviceRecord {
     /// Life of its certificates in seconds, where what let it in says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_s: Option<u32>,
+}
+
+impl DeviceRecord {
+    /// Of a device that enrols now, with this key.
+    pub(super) fn new(key: Digest, class: DeviceClass, name: &str, now: Moment) -> Self {
+        Self {
+            v: FORMAT,
+            class,
+            name: name.to_owned(),
+            epoch: 1,
+            revoked: false,
+            enrolled: now.unix_s(),
+            last_seen: now.unix_s(),
+            key,
+            operator: None,
+            issuer: None,
+            by: None,
+            ttl_s: None,
+        }
+    }
 }
 
 /// One registration entry.

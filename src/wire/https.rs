@@ -7,17 +7,19 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
-use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::ResolvesServerCert;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{ClientConnection, RootCertStore, ServerConnection};
 
 use super::pem::{self, PemError};
-use super::tls::{ServerIdentity, TlsError, TlsTime, pair, provider};
+use super::tls::{
+    ServerIdentity, TlsError, TlsTime, full_handshakes_only, never_resumes, pair, provider,
+};
 use crate::identity::{Identity, SvidVerifier};
 use crate::model::limits::{CHAIN_MAX, WEB_ROOTS_COUNT};
 use crate::model::{Clock, SpiffeId};
@@ -69,7 +71,7 @@ impl HttpsClient {
     /// When the settings are not usable.
     pub fn web(roots: Arc<RootCertStore>, clock: Arc<dyn Clock>) -> Result<Self, HttpsError> {
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build();
-        Self::with(verifier.map_err(|_| HttpsError::Roots)?, clock, true)
+        Self::with(verifier.map_err(|_| HttpsError::Roots)?, clock)
     }
 
     /// Profile `https_spiffe`: the server has an SVID of exactly this ID, under the roots that
@@ -83,13 +85,12 @@ impl HttpsClient {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, HttpsError> {
         let verifier = SvidVerifier::for_endpoint(identity, Arc::clone(&clock), endpoint);
-        Self::with(verifier, clock, true)
+        Self::with(verifier, clock)
     }
 
     fn with(
         verifier: Arc<dyn ServerCertVerifier>,
         clock: Arc<dyn Clock>,
-        sni: bool,
     ) -> Result<Self, HttpsError> {
         let time = Arc::new(TlsTime(clock));
         let mut tls = rustls::ClientConfig::builder_with_details(provider(), time)
@@ -98,12 +99,8 @@ impl HttpsClient {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
-        tls.alpn_protocols = vec![HTTP1.to_vec()];
-        tls.resumption = Resumption::disabled();
-        tls.enable_early_data = false;
-        tls.enable_sni = sni;
-        tls.key_log = Arc::new(rustls::NoKeyLog {});
-        tls.enable_secret_extraction = false;
+        never_resumes(&mut tls, HTTP1);
+        tls.enable_sni = true; // a host of the web may be one of many
         Ok(Self(Arc::new(tls)))
     }
 
@@ -153,14 +150,7 @@ impl HttpsServer {
             .map_err(TlsError::Settings)?
             .with_no_client_auth()
             .with_cert_resolver(shown);
-        tls.alpn_protocols = vec![HTTP1.to_vec()];
-        tls.send_tls13_tickets = 0;
-        tls.max_tls13_tickets = 0;
-        tls.session_storage = Arc::new(NoServerSessionStorage {});
-        tls.max_early_data_size = 0;
-        tls.send_half_rtt_data = false;
-        tls.key_log = Arc::new(rustls::NoKeyLog {});
-        tls.enable_secret_extraction = false;
+        full_handshakes_only(&mut tls, HTTP1);
         Ok(Self(Arc::new(tls)))
     }
 

@@ -204,14 +204,7 @@ pub(super) fn server(
         .map_err(TlsError::Settings)?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(own);
-    tls.alpn_protocols = vec![alpn.to_vec()];
-    tls.send_tls13_tickets = 0;
-    tls.max_tls13_tickets = 0;
-    tls.session_storage = Arc::new(NoServerSessionStorage {});
-    tls.max_early_data_size = 0;
-    tls.send_half_rtt_data = false;
-    tls.key_log = Arc::new(rustls::NoKeyLog {});
-    tls.enable_secret_extraction = false;
+    full_handshakes_only(&mut tls, alpn);
     Ok(tls)
 }
 
@@ -228,13 +221,30 @@ pub(super) fn client_tls(
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+    never_resumes(&mut tls, alpn);
+    Ok(tls)
+}
+
+/// No tickets, no sessions, no early data, no keys in files: whoever comes shows everything anew.
+pub(super) fn full_handshakes_only(tls: &mut rustls::ServerConfig, alpn: &[u8]) {
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    tls.send_tls13_tickets = 0;
+    tls.max_tls13_tickets = 0;
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
+    tls.max_early_data_size = 0;
+    tls.send_half_rtt_data = false;
+    tls.key_log = Arc::new(rustls::NoKeyLog {});
+    tls.enable_secret_extraction = false;
+}
+
+/// The same for a client; no server is named to it.
+pub(super) fn never_resumes(tls: &mut rustls::ClientConfig, alpn: &[u8]) {
     tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = Resumption::disabled();
     tls.enable_early_data = false;
     tls.enable_sni = false;
     tls.key_log = Arc::new(rustls::NoKeyLog {});
     tls.enable_secret_extraction = false;
-    Ok(tls)
 }
 
 pub(super) fn quic_client(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, TlsError> {
