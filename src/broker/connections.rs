@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::rates::Source;
 use crate::identity::{Caller, CallerKind, Identity, Peer, Standing};
-use crate::model::{DeviceId, Moment, SpiffeId, limits};
+use crate::model::{DeviceId, Moment, SpiffeId, TrustDomain, limits};
 use crate::policy::Bundle;
 use crate::posture::Posture;
 use crate::wire::CloseCode;
@@ -21,7 +21,7 @@ pub type Close = Box<dyn Fn(CloseCode) + Send + Sync>;
 /// One living connection.
 pub struct Connection {
     peer: Peer,
-    key: Whose,
+    counted: Vec<Whose>,
     source: Option<Source>,
     device: Option<DeviceId>,
     close: Close,
@@ -34,6 +34,26 @@ pub struct Connection {
 enum Whose {
     Caller(SpiffeId, Option<DeviceId>),
     Network(Option<Source>),
+    Domain(TrustDomain),
+    Foreign,
+}
+
+impl Whose {
+    /// Under which names a connection of that caller is counted, and how many each may have. Another
+    /// trust domain can mint as many callers as it likes, so it has a share as a whole.
+    fn of(caller: &Caller, source: Option<Source>) -> Vec<(Self, usize)> {
+        if caller.kind() == CallerKind::Applicant {
+            return vec![(Self::Network(source), limits::APPLICANTS_PER_SOURCE)];
+        }
+        let own = Self::Caller(caller.id().clone(), caller.device().copied());
+        let mut counted = vec![(own, limits::CONNECTIONS_PER_CALLER)];
+        if caller.is_foreign() {
+            let domain = caller.id().trust_domain().clone();
+            counted.push((Self::Domain(domain), limits::CONNECTIONS_PER_DOMAIN));
+            counted.push((Self::Foreign, limits::CONNECTIONS_FOREIGN));
+        }
+        counted
+    }
 }
 
 impl Connection {
@@ -67,7 +87,7 @@ pub struct Connections {
 #[derive(Default)]
 struct Living {
     all: HashMap<u64, Arc<Connection>>,
-    of_caller: HashMap<Whose, usize>,
+    counts: HashMap<Whose, usize>,
 }
 
 /// A place in [`Connections`]; dropping it takes the connection out.
@@ -82,18 +102,20 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut living = lock(&self.connections.living);
         living.all.remove(&self.number);
-        if let Some(count) = living.of_caller.get_mut(&self.connection.key) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                living.of_caller.remove(&self.connection.key);
+        for whose in &self.connection.counted {
+            if let Some(count) = living.counts.get_mut(whose) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    living.counts.remove(whose);
+                }
             }
         }
     }
 }
 
 impl Connections {
-    /// Takes a connection in, unless the caller, its network (for strangers) or the broker has too
-    /// many already.
+    /// Takes a connection in, unless the caller, its network (for strangers), its trust domain (if it
+    /// is another) or the broker has too many already.
     pub fn enter(
         self: &Arc<Self>,
         peer: Peer,
@@ -101,22 +123,20 @@ impl Connections {
         source: Option<Source>,
         close: Close,
     ) -> Option<Place> {
-        let (key, most) = match caller.kind() {
-            CallerKind::Applicant => (Whose::Network(source), limits::APPLICANTS_PER_SOURCE),
-            _ => {
-                let key = Whose::Caller(caller.id().clone(), caller.device().copied());
-                (key, limits::CONNECTIONS_PER_CALLER)
-            }
-        };
+        let counted = Whose::of(caller, source);
         let mut living = lock(&self.living);
-        let held = living.of_caller.get(&key).copied().unwrap_or(0);
-        if held >= most || living.all.len() >= limits::CONNECTIONS_MAX {
+        let count = |whose| living.counts.get(whose).copied().unwrap_or(0);
+        let full = counted.iter().any(|(whose, most)| count(whose) >= *most);
+        if full || living.all.len() >= limits::CONNECTIONS_MAX {
             return None;
         }
-        living.of_caller.insert(key.clone(), held + 1);
+        let counted: Vec<Whose> = counted.into_iter().map(|(whose, _)| whose).collect();
+        for whose in &counted {
+            *living.counts.entry(whose.clone()).or_insert(0) += 1;
+        }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (device, relied_on) = (caller.device().copied(), Mutex::default());
-        let connection = Arc::new(Connection { peer, key, source, device, close, relied_on });
+        let connection = Arc::new(Connection { peer, counted, source, device, close, relied_on });
         living.all.insert(number, Arc::clone(&connection));
         Some(Place { connections: Arc::clone(self), number, connection })
     }
@@ -210,4 +230,37 @@ impl Connections {
 /// How long until `not_after`, from `now`; zero when it has passed.
 pub fn time_left(not_after: OffsetDateTime, now: Moment) -> std::time::Duration {
     (not_after - now.wall()).try_into().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::sample;
+
+    fn enter(connections: &Arc<Connections>, id: &str, foreign: bool) -> Option<Place> {
+        let (peer, caller) = sample::visitor(id, foreign);
+        connections.enter(peer, &caller, None, Box::new(|_| ()))
+    }
+
+    #[test]
+    fn another_trust_domain_has_a_share_however_many_callers_it_mints() {
+        let connections = Arc::new(Connections::default());
+        let many = |domain: &str, count: usize| -> Vec<Place> {
+            let ids = (0..count).map(|n| format!("spiffe://{domain}/w/{n}"));
+            ids.filter_map(|id| enter(&connections, &id, true)).collect()
+        };
+        let first = many("partner.example", limits::CONNECTIONS_PER_DOMAIN + 10);
+        assert_eq!(first.len(), limits::CONNECTIONS_PER_DOMAIN);
+        let mut others = Vec::new();
+        for domain in ["b.example", "c.example", "d.example"] {
+            others.extend(many(domain, limits::CONNECTIONS_PER_DOMAIN));
+        }
+        assert_eq!(first.len() + others.len(), limits::CONNECTIONS_FOREIGN);
+        let own = enter(&connections, "spiffe://corp.example/api", false);
+        assert!(own.is_some(), "ours come in beside them all");
+        drop(first);
+        assert_eq!(many("partner.example", 3).len(), 3, "what ended is given back");
+        drop((others, own));
+        assert!(lock(&connections.living).counts.is_empty());
+    }
 }

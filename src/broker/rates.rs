@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::identity::{Caller, CallerKind, Standing};
-use crate::model::{Ask, DeviceId, Moment, SpiffeId, limits};
+use crate::model::{Ask, DeviceId, Moment, SpiffeId, TrustDomain, limits};
 
 /// A network that packets come from: /24 of IPv4, /64 of IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,6 +59,8 @@ enum Bucket {
 enum Key {
     Caller(SpiffeId, Option<DeviceId>, Bucket),
     Network(Option<Source>, Bucket),
+    /// All callers of another trust domain.
+    Domain(TrustDomain),
 }
 
 /// Rates of all callers; the map is bounded.
@@ -78,6 +80,13 @@ impl Rates {
 
     /// Takes one request out of the caller's bucket; `false` when it is empty.
     pub fn request(&self, caller: &Caller, source: Option<Source>, ask: &Ask, now: Moment) -> bool {
+        if caller.is_foreign() {
+            // First of all: whoever mints callers must not fill the map with them.
+            let domain = Key::Domain(caller.id().trust_domain().clone());
+            if !self.take(domain, now, limits::DOMAIN_RATE) {
+                return false;
+            }
+        }
         let (bucket, rate) = match ask {
             _ if caller.standing() != Standing::Live => (Bucket::Dead, self.denials_per_second),
             Ask::Report { .. } => (Bucket::Reports, limits::REPORT_RATE),
@@ -162,6 +171,23 @@ mod tests {
         );
         let reports = (0..100).filter(|_| ask(&live, &report)).count();
         assert_eq!(u32::try_from(reports), Ok(limits::REPORT_RATE));
+    }
+
+    #[test]
+    fn another_trust_domain_has_one_rate_however_many_callers_it_mints() {
+        let clock = ManualClock::at(time::OffsetDateTime::UNIX_EPOCH);
+        let rates = Rates::new(500, 20);
+        let ask = |id: &str, foreign| {
+            let (_, caller) = sample::visitor(id, foreign);
+            rates.request(&caller, None, &Ask::Status {}, clock.now())
+        };
+        let minted = (0..2 * limits::DOMAIN_RATE).map(|n| format!("spiffe://partner.example/{n}"));
+        let taken = minted.filter(|id| ask(id, true)).count();
+        assert_eq!(u32::try_from(taken), Ok(limits::DOMAIN_RATE));
+        assert!(ask("spiffe://other.example/a", true), "another domain has its own");
+        assert!(ask("spiffe://corp.example/a", false));
+        let watched = rates.full_at.lock().unwrap().len();
+        assert!(watched < taken + 5, "what was refused takes no place: {watched}");
     }
 
     #[test]

@@ -148,6 +148,11 @@ impl Caller {
         self.svid().map(VerifiedSvid::not_after)
     }
 
+    /// Whether another trust domain vouches for it.
+    pub fn is_foreign(&self) -> bool {
+        self.svid().is_some_and(VerifiedSvid::is_foreign)
+    }
+
     fn svid(&self) -> Option<&VerifiedSvid> {
         match &self.proof {
             Proof::Svid(svid) => Some(svid),

@@ -6,6 +6,7 @@ use time::macros::datetime;
 
 use super::caller::{Caller, CallerKind, Epochs, Proof, Standing};
 use super::extension::Holder;
+use super::peer::{Peer, SvidPeer};
 use super::place::Place;
 use super::verify::{VerifiedSvid, Window};
 use crate::model::{DeviceClass, DeviceId, Digest, EntryId, Serial, SpiffeId};
@@ -34,6 +35,34 @@ pub(crate) fn caller(
     });
     let epochs = Epochs { device: u64::from(device.is_some()), entry: 0 };
     Caller { id, kind, standing, device, entry: None, holder, epochs, proof, under: 0 }
+}
+
+/// A living workload with the peer that it comes as, `foreign` or of our own trust domain.
+///
+/// # Panics
+/// When `id` is not a SPIFFE ID.
+pub(crate) fn visitor(id: &str, foreign: bool) -> (Peer, Caller) {
+    let id = Arc::new(SpiffeId::parse(id).expect("a sample's SPIFFE ID"));
+    let mut svid = svid(&id, format!("key of {id}").into_bytes().into());
+    if foreign {
+        svid.place = Place::Foreign;
+    }
+    let svid = Arc::new(svid);
+    let (kind, standing) = (CallerKind::Workload, Standing::Live);
+    let proof = Proof::Svid(Arc::clone(&svid));
+    let epochs = Epochs::default();
+    let caller = Caller {
+        id,
+        kind,
+        standing,
+        device: None,
+        entry: None,
+        holder: None,
+        epochs,
+        proof,
+        under: 0,
+    };
+    (Peer::Svid(SvidPeer(svid)), caller)
 }
 
 /// The same caller, out of this registration entry at this epoch.

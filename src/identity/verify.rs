@@ -70,6 +70,11 @@ pub struct VerifiedSvid {
 }
 
 impl VerifiedSvid {
+    /// Whether it is of another trust domain than ours.
+    pub fn is_foreign(&self) -> bool {
+        self.place == Place::Foreign
+    }
+
     /// The SPIFFE ID.
     pub fn id(&self) -> &SpiffeId {
         &self.id

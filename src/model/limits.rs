@@ -120,6 +120,12 @@ pub const SERVING_THREADS: usize = 8;
 pub const SERVING_THREADS_MAX: usize = 64;
 /// Connections of the whole broker.
 pub const CONNECTIONS_MAX: usize = 16 * 1024;
+/// Connections of all callers of one other trust domain together: it can mint as many as it likes.
+pub const CONNECTIONS_PER_DOMAIN: usize = CONNECTIONS_MAX / 4;
+/// Connections of all other trust domains together: the rest is for our own.
+pub const CONNECTIONS_FOREIGN: usize = CONNECTIONS_MAX / 2;
+/// Requests a second of all callers of one other trust domain together.
+pub const DOMAIN_RATE: u32 = 5_000;
 /// A request's head must have arrived by then.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request's body must have arrived by then.
