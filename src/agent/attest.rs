@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
@@ -30,7 +30,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::cgroup::{Container, container_of, unit_of};
 use super::exe::ExeDigests;
-use crate::model::WorkloadFacts;
+use crate::model::{Digest, WorkloadFacts};
 
 /// The largest text read from `/proc/PID`: a cgroup path is at most 4 KiB.
 const PROC_MAX: u64 = 16 * 1024;
@@ -108,7 +108,7 @@ pub(super) struct Instance {
 /// A process with what the kernel says of it.
 #[derive(Debug)]
 pub struct Attested {
-    process: PeerProcess,
+    process: Arc<PeerProcess>,
     standing: Standing,
     facts: WorkloadFacts,
 }
@@ -217,12 +217,13 @@ impl PeerProcess {
             unit,
             pod_uid,
             container_id,
+            image_digest: None, // the kernel does not know it
             pinned: self.pidfd.is_some(),
         };
         if self.standing()? != before {
             return Err(AttestError::Changed);
         }
-        Ok(Attested { process: self, standing: before, facts })
+        Ok(Attested { process: Arc::new(self), standing: before, facts })
     }
 
     fn standing(&self) -> Result<Standing, AttestError> {
@@ -298,6 +299,12 @@ impl Attested {
     /// Whether the process still runs.
     pub fn is_alive(&self) -> bool {
         self.process.is_alive()
+    }
+
+    /// The same process with the image of its container, as the runtime says.
+    pub(super) fn with_image(&self, image: Digest) -> Self {
+        let facts = WorkloadFacts { image_digest: Some(image), ..self.facts.clone() };
+        Self { process: self.process.clone(), standing: self.standing, facts }
     }
 
     /// Which program in which process it is.
@@ -393,9 +400,16 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use super::*;
-    use crate::model::Digest;
 
     const SOCKET: &str = "DOORWARD_TEST_ATTEST_SOCKET";
+
+    impl Attested {
+        /// As if it lived in a container.
+        pub(in crate::agent) fn in_container(&self, id: Digest) -> Self {
+            let facts = WorkloadFacts { container_id: Some(id), ..self.facts.clone() };
+            Self { process: self.process.clone(), standing: self.standing, facts }
+        }
+    }
 
     /// The other process of the tests below: connects, waits for one byte, becomes `sleep`. The
     /// socket closes itself at the exec, which tells the test that it has happened.

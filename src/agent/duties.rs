@@ -118,7 +118,8 @@ impl Duties {
     pub fn fitting(&self, facts: &WorkloadFacts) -> Vec<&Entry> {
         let mut fitting: Vec<&Entry> =
             self.sound().filter(|entry| entry.missing(facts).is_empty()).collect();
-        fitting.sort_by_key(|entry| (!entry.draft.default, entry.id));
+        let age = |entry: &&Entry| (!entry.draft.default, entry.created.clone(), entry.id);
+        fitting.sort_by_cached_key(age);
         let mut seen = HashSet::new();
         fitting.retain(|entry| seen.insert(&entry.draft.spiffe_id));
         fitting.truncate(IDENTITIES_MAX);
@@ -170,6 +171,7 @@ mod tests {
             unit: Some("api.service".into()),
             pod_uid: None,
             container_id: None,
+            image_digest: None,
             pinned: true,
         }
     }
@@ -187,6 +189,7 @@ mod tests {
             ttl_s: None,
             default,
             federates_with: Vec::new(),
+            hint: None,
         };
         let created = "2026-11-23T00:00:00Z".into();
         Entry { id: EntryId(Uuid::from_u128(n)), draft, epoch: 0, created }
@@ -300,6 +303,10 @@ mod tests {
         assert_eq!(paths, ["/c", "/a", "/b"]);
         let ids: Vec<_> = found.iter().map(|entry| entry.id.0.as_u128()).collect();
         assert_eq!(ids, [4, 1, 3]);
+        let young =
+            Entry { created: "2026-11-24T00:00:00Z".into(), ..entry(1, "/b", false, uid()) };
+        let old = super::tests::duties(vec![young, entry(2, "/a", false, uid())]);
+        assert_eq!(old.fitting(&facts())[0].draft.spiffe_id.path(), "/a", "age counts, not the id");
         let many = |n: u128| entry(n, &format!("/{n}"), false, uid());
         let many = super::Duties {
             entries: (0..100).map(|n| Arc::new(many(n))).collect(),

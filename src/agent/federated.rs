@@ -159,6 +159,7 @@ mod tests {
                 ttl_s: None,
                 default: false,
                 federates_with: names.iter().map(|name| domain(name)).collect(),
+                hint: None,
             },
             epoch: 1,
             created: String::new(),

@@ -7,6 +7,7 @@
 
 mod attest;
 mod cgroup;
+mod cri;
 mod duties;
 mod exe;
 pub mod facts;
@@ -14,6 +15,7 @@ mod federated;
 mod given;
 mod home;
 mod http;
+mod images;
 mod issued;
 mod keys;
 mod local;
@@ -32,6 +34,7 @@ mod workloads;
 
 pub use attest::{AttestError, Attested, PeerProcess, attest, kernel_pins};
 pub use cgroup::{Container, container_of, unit_of};
+pub use cri::{ImageUnknown, image_of};
 pub use duties::{Duties, Nearest, Unmatched};
 pub use exe::ExeDigests;
 pub use facts::time_synced;

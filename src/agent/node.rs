@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::exe::ExeDigests;
 use super::home::{Home, HomeError, Newcomer, lock};
 use super::http::{LocalServer, Upstream};
+use super::images::Images;
 use super::keys::{DeviceKey, KeyError, check_dir};
 use super::local::SocketError;
 use super::settings::{AgentSettings, FILE, SettingsError};
@@ -130,11 +131,14 @@ impl Agent {
         settle(dir).map_err(CredentialsError::Directory)?;
         let settings = AgentSettings::load(dir)?;
         let device = Arc::new(DeviceKey::open(dir)?);
+        let images = settings.container_runtime.clone().map(Images::new);
         let server = LocalServer::bind(&settings.socket, settings.socket_mode)?;
+        let server = server.told_by(images.clone());
         let workload_server = settings.workload_socket();
         let workload_server = workload_server
             .map(|path| WorkloadServer::bind(&path, settings.socket_mode))
-            .transpose()?;
+            .transpose()?
+            .map(|server| server.told_by(images));
         let shared = Shared::new(device.id());
         Ok(Self { settings, device, clock, shared, server, workload_server, shutdown, lock })
     }

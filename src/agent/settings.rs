@@ -66,6 +66,10 @@ pub struct AgentSettings {
     /// The SPIFFE Workload API's socket, or `off`. Without it, it stands beside the local socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload_api: Option<PathBuf>,
+    /// The socket of the node's container runtime (`containerd.sock`, `crio.sock`), which is asked for
+    /// the images that containers run. Without it, they are unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_runtime: Option<PathBuf>,
     /// Permission bits of both sockets; who asks is told by the kernel, so all may knock by default.
     #[serde(default = "everybody")]
     pub socket_mode: u32,
@@ -96,8 +100,18 @@ impl AgentSettings {
         root: Digest,
         name: String,
     ) -> Self {
-        let (workload_api, socket_mode) = (None, everybody());
-        Self { dir, socket, workload_api, socket_mode, enrolment, broker, domain, root, name }
+        Self {
+            dir,
+            socket,
+            workload_api: None,
+            container_runtime: None,
+            socket_mode: everybody(),
+            enrolment,
+            broker,
+            domain,
+            root,
+            name,
+        }
     }
 
     /// Where the SPIFFE Workload API is served, if it is.
@@ -166,6 +180,10 @@ impl AgentSettings {
                  `socket` with `-spiffe` in it), or is `socket` itself",
             );
         }
+        let runtime = self.container_runtime.as_ref();
+        if runtime.is_some_and(|path| !path.is_absolute() || path.as_os_str().len() > SOCKET_MAX) {
+            return fault("container_runtime", "is not an absolute path of at most 107 bytes");
+        }
         if self.socket_mode & !0o666 != 0 || self.socket_mode & 0o600 != 0o600 {
             return fault("socket_mode", "is not between 0600 and 0666 (decimal 384 and 438)");
         }
@@ -225,7 +243,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         settings(dir.path()).save().unwrap(); // the positive control
         type Change = fn(&mut AgentSettings);
-        let changes: [(&str, Change); 10] = [
+        let changes: [(&str, Change); 11] = [
+            ("container_runtime", |s| s.container_runtime = Some("containerd.sock".into())),
             ("socket", |s| s.socket = "relative.sock".into()),
             ("socket", |s| s.socket = format!("/{}", "a".repeat(107)).into()),
             ("socket_mode", |s| s.socket_mode = 0o777),

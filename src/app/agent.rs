@@ -7,7 +7,9 @@ use super::supervise::Supervisor;
 use crate::agent::{Agent, AgentError};
 use crate::model::Clock;
 
-pub use crate::agent::{RunError, attest_pid, exec, fetch, identity as agent_identity};
+pub use crate::agent::{
+    ImageUnknown, RunError, attest_pid, exec, fetch, identity as agent_identity, image_of,
+};
 
 /// Why an agent ended.
 #[derive(Debug, thiserror::Error)]

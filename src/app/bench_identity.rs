@@ -145,6 +145,7 @@ fn draft(device: &Device, number: usize) -> Result<EntryDraft, String> {
         ttl_s: None,
         default: false,
         federates_with: Vec::new(),
+        hint: None,
     })
 }
 
@@ -222,7 +223,7 @@ async fn keep_issuing(
         #[rustfmt::skip]
         let workload = WorkloadFacts {
             pid: 1, start_ticks: 1, uid: UID, gid: UID, path, exe_sha256: None, unit: None,
-            pod_uid: None, container_id: None, pinned: true,
+            pod_uid: None, container_id: None, image_digest: None, pinned: true,
         };
         let (entry, spiffe_id) = (entry.id, entry.draft.spiffe_id.clone());
         let public_key = STANDARD.encode(key.spki());

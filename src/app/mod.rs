@@ -37,7 +37,10 @@ mod stage;
 mod supervise;
 mod unseal;
 
-pub use agent::{AgentRunError, RunError, agent_identity, attest_pid, exec, fetch, run_agent};
+pub use agent::{
+    AgentRunError, ImageUnknown, RunError, agent_identity, attest_pid, exec, fetch, image_of,
+    run_agent,
+};
 pub use bench::{Measure, bench, echo};
 pub use bench_identity::{Fleet, bench_identity};
 pub use broker::RunningBroker;

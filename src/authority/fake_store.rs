@@ -231,6 +231,7 @@ pub(super) fn draft(path: &str) -> EntryDraft {
         ttl_s: None,
         default: false,
         federates_with: Vec::new(),
+        hint: None,
     }
 }
 

@@ -63,6 +63,7 @@ fn ask_of(entry: &Entry, uid: u32) -> Ask {
             unit: None,
             pod_uid: None,
             container_id: None,
+            image_digest: None,
             pinned: true,
         },
     }

@@ -56,6 +56,7 @@ fn facts() -> WorkloadFacts {
         unit: None,
         pod_uid: None,
         container_id: None,
+        image_digest: None,
         pinned: true,
     }
 }

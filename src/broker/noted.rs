@@ -198,6 +198,7 @@ fn entry(entry: &Entry) -> Value {
         "device": draft.device,
         "epoch": entry.epoch,
         "federates_with": draft.federates_with,
+        "hint": draft.hint,
         "id": entry.id,
         "selectors": selectors,
         "spiffe_id": draft.spiffe_id,

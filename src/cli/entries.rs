@@ -1,10 +1,12 @@
 //! entries and identities: who gets which, why not, and the end of what was given.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::access::{Access, Asking};
 use super::admin::{device_class, device_named, done_on};
-use super::args::{EntryAction, IdentityAction};
+use super::args::{EntryAction, IdentityAction, NewEntry};
 use super::fault::Fault;
 use super::listing::entries;
 use super::logs::issued_to;
@@ -12,8 +14,8 @@ use super::output::{Output, printable, table};
 use super::secrets::unexpected;
 use crate::app;
 use crate::model::{
-    Answer, Ask, DeviceId, Digest, Entry, EntryDraft, SecretValue, Selector, Serial, SpiffeId,
-    TrustDomain, WorkloadFacts,
+    Answer, Ask, DeviceId, Digest, Entry, EntryDraft, Hint, SecretValue, Selector, Serial,
+    SpiffeId, TrustDomain, WorkloadFacts,
 };
 
 /// A SPIFFE ID, or its path in the broker's own trust domain.
@@ -30,8 +32,8 @@ fn spiffe_id(text: &str, domain: &TrustDomain) -> Result<SpiffeId, Fault> {
 fn selector(text: &str) -> Result<Selector, Fault> {
     let fault = || {
         Fault::usage(format!("`{text}` is no selector")).hint(
-            "`uid:N`, `gid:N`, `path:/…`, `exe_sha256:…`, `unit:x.service`, `k8s_pod_uid:…` or \
-                 `container_id:…`",
+            "`uid:N`, `gid:N`, `path:/…`, `exe_sha256:…`, `unit:x.service`, `k8s_pod_uid:…`, \
+                 `container_id:…` or `image_digest:sha256:…`",
         )
     };
     let (kind, value) = text.split_once(':').ok_or_else(fault)?;
@@ -43,6 +45,10 @@ fn selector(text: &str) -> Result<Selector, Fault> {
         "unit" => Ok(Selector::Unit(value.to_owned())),
         "k8s_pod_uid" => Ok(Selector::K8sPodUid(value.to_owned())),
         "container_id" => Digest::parse(value).map(Selector::ContainerId).map_err(|_| fault()),
+        "image_digest" => {
+            let digest = value.strip_prefix("sha256:").map(Digest::parse);
+            digest.and_then(Result::ok).map(Selector::ImageDigest).ok_or_else(fault)
+        }
         _ => Err(fault()),
     }
 }
@@ -50,64 +56,87 @@ fn selector(text: &str) -> Result<Selector, Fault> {
 pub async fn entry(action: EntryAction, access: &Access, output: &Output) -> Result<(), Fault> {
     let asking = access.connect().await?;
     match action {
-        EntryAction::Create {
-            id,
-            class,
-            device,
-            selector: selectors,
-            ttl,
-            default,
-            federates_with,
-        } => {
-            let others = federates_with.iter().map(|name| {
-                TrustDomain::parse(name).map_err(|error| {
-                    Fault::usage(format!("`{name}` is not a trust domain")).cause(error.to_string())
-                })
-            });
-            let federates_with = others.collect::<Result<_, _>>()?;
-            let draft = EntryDraft {
-                spiffe_id: spiffe_id(&id, &asking.credentials.domain)?,
-                class: device_class(&class)?,
-                device: match device {
-                    Some(id) => Some(device_named(&asking, &id).await?.id),
-                    None => None::<DeviceId>,
-                },
-                selectors: selectors.iter().map(|s| selector(s)).collect::<Result<_, _>>()?,
-                ttl_s: ttl,
-                default,
-                federates_with,
-            };
-            draft
-                .check()
-                .map_err(|error| Fault::usage("the entry is refused").cause(error.to_string()))?;
-            let ask = Ask::EntryCreate { entry: draft };
-            let (_, released) = asking.ask(ask, SecretValue::empty()).await?;
-            let Answer::Entries { items, .. } = &released.answer else {
-                return Err(unexpected(&released));
-            };
-            show_entries(items, output);
-            Ok(())
-        }
+        EntryAction::Create(options) => create(options, &asking, output).await,
         EntryAction::List => {
             show_entries(&entries(&asking).await?, output);
             Ok(())
         }
+        EntryAction::Show { id } => {
+            let entry = entry_named(&asking, &id).await?;
+            output.result(&whole(&entry), &json!(entry));
+            Ok(())
+        }
         EntryAction::Delete { id } => {
-            let found = entries(&asking).await?.into_iter().find(|e| e.id.to_string() == id);
-            let entry = found.ok_or_else(|| {
-                Fault::failed(format!("there is no entry `{id}`"))
-                    .hint("`doorward entry list` shows all")
-            })?;
+            let entry = entry_named(&asking, &id).await?;
             let said = format!("entry {id} has ended, and every identity that it gave");
             let ask = Ask::EntryDelete { spiffe_id: entry.draft.spiffe_id, id: entry.id };
             done_on(&asking, ask, &said, output).await
         }
-        EntryAction::Explain { pid } => {
+        EntryAction::Explain { pid, container_runtime } => {
             let facts = app::attest_pid(pid).map_err(|error| Fault::of(&error))?;
-            explain_entry(&entries(&asking).await?, &facts, output);
+            let (facts, unknown) = with_image(facts, container_runtime.as_deref()).await;
+            explain_entry(&entries(&asking).await?, &facts, unknown, output);
             Ok(())
         }
     }
+}
+
+/// Makes one entry and shows it.
+async fn create(options: NewEntry, asking: &Asking, output: &Output) -> Result<(), Fault> {
+    let others = options.federates_with.iter().map(|name| {
+        TrustDomain::parse(name).map_err(|error| {
+            Fault::usage(format!("`{name}` is not a trust domain")).cause(error.to_string())
+        })
+    });
+    let hint = options.hint.as_deref().map(Hint::parse).transpose();
+    let draft = EntryDraft {
+        spiffe_id: spiffe_id(&options.id, &asking.credentials.domain)?,
+        class: device_class(&options.class)?,
+        device: match &options.device {
+            Some(id) => Some(device_named(asking, id).await?.id),
+            None => None::<DeviceId>,
+        },
+        selectors: options.selector.iter().map(|text| selector(text)).collect::<Result<_, _>>()?,
+        ttl_s: options.ttl,
+        default: options.default,
+        federates_with: others.collect::<Result<_, _>>()?,
+        hint: hint.map_err(|error| Fault::usage("the hint is refused").cause(error.to_string()))?,
+    };
+    draft.check().map_err(|error| Fault::usage("the entry is refused").cause(error.to_string()))?;
+    let ask = Ask::EntryCreate { entry: draft };
+    let (_, released) = asking.ask(ask, SecretValue::empty()).await?;
+    let Answer::Entries { items, .. } = &released.answer else {
+        return Err(unexpected(&released));
+    };
+    show_entries(items, output);
+    Ok(())
+}
+
+async fn entry_named(asking: &Asking, id: &str) -> Result<Entry, Fault> {
+    let found = entries(asking).await?.into_iter().find(|entry| entry.id.to_string() == id);
+    found.ok_or_else(|| {
+        Fault::failed(format!("there is no entry `{id}`")).hint("`doorward entry list` shows all")
+    })
+}
+
+/// Everything about an entry, for people.
+fn whole(entry: &Entry) -> String {
+    let draft = &entry.draft;
+    let mut rows = vec![
+        ("entry", entry.id.to_string()),
+        ("identity", draft.spiffe_id.to_string()),
+        ("class", draft.class.to_string()),
+    ];
+    rows.extend(draft.device.map(|device| ("device", device.to_string())));
+    rows.extend(draft.selectors.iter().map(|selector| ("selector", selector.to_string())));
+    rows.extend(draft.ttl_s.map(|ttl| ("life", format!("{ttl} s"))));
+    rows.extend(draft.default.then(|| ("default", "yes".to_owned())));
+    rows.extend(draft.hint.iter().map(|hint| ("hint", hint.to_string())));
+    rows.extend(draft.federates_with.iter().map(|name| ("federates with", name.to_string())));
+    rows.push(("epoch", entry.epoch.to_string()));
+    rows.push(("made", entry.created.clone()));
+    let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    table(&rows).trim_end().to_owned()
 }
 
 fn show_entries(items: &[Entry], output: &Output) {
@@ -134,8 +163,32 @@ fn show_entries(items: &[Entry], output: &Output) {
 /// Entries that do not fit and are told of all the same: the nearest ones.
 const NEAREST: usize = 3;
 
+/// The facts with the image of the container, or why it is unknown; nothing outside of containers.
+async fn with_image(
+    mut facts: WorkloadFacts,
+    runtime: Option<&Path>,
+) -> (WorkloadFacts, Option<String>) {
+    let unknown = match (facts.container_id, runtime) {
+        (None, _) => None,
+        (Some(_), None) => Some("no runtime is named: add `--container-runtime`".to_owned()),
+        (Some(container), Some(socket)) => match app::image_of(socket, &container).await {
+            Ok(image) => {
+                facts.image_digest = Some(image);
+                None
+            }
+            Err(why) => Some(why.to_string()),
+        },
+    };
+    (facts, unknown)
+}
+
 /// Which entries fit; and of the nearest others what is missing.
-fn explain_entry(entries: &[Entry], facts: &WorkloadFacts, output: &Output) {
+fn explain_entry(
+    entries: &[Entry],
+    facts: &WorkloadFacts,
+    image_unknown: Option<String>,
+    output: &Output,
+) {
     let told = told(entries, facts);
     let unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
     let mut text = format!(
@@ -152,6 +205,12 @@ fn explain_entry(entries: &[Entry], facts: &WorkloadFacts, output: &Output) {
     if let Some(id) = &facts.container_id {
         let pod = facts.pod_uid.as_ref().map(|uid| format!(" k8s_pod_uid:{uid}"));
         text.push_str(&format!("  container_id:{id}{}\n", pod.unwrap_or_default()));
+    }
+    if let Some(digest) = &facts.image_digest {
+        text.push_str(&format!("  image_digest:sha256:{digest}\n"));
+    }
+    if let Some(why) = &image_unknown {
+        text.push_str(&format!("  image_digest unknown: {why}\n"));
     }
     for (entry, missing) in &told {
         let (id, draft) = (entry.id, &entry.draft);
@@ -175,7 +234,9 @@ fn explain_entry(entries: &[Entry], facts: &WorkloadFacts, output: &Output) {
             json!({ "entry": entry.id, "spiffe_id": entry.draft.spiffe_id, "missing": missing })
         })
         .collect();
-    let value = json!({ "facts": facts, "entries": items, "further_off": left });
+    let value = json!({
+        "facts": facts, "entries": items, "further_off": left, "image_unknown": image_unknown,
+    });
     output.result(&printable(text.trim_end()), &value);
 }
 
@@ -257,6 +318,7 @@ mod tests {
             unit: None,
             pod_uid: None,
             container_id: None,
+            image_digest: None,
             pinned: true,
         };
         let entry = |n: u128, selectors: &[&str]| Entry {
@@ -269,6 +331,7 @@ mod tests {
                 ttl_s: None,
                 default: false,
                 federates_with: Vec::new(),
+                hint: None,
             },
             epoch: 1,
             created: String::new(),

@@ -204,32 +204,14 @@ pub enum DeviceAction {
 #[derive(Debug, Subcommand)]
 pub enum EntryAction {
     /// Make an entry
-    Create {
-        /// The identity: a SPIFFE ID, or its path
-        #[arg(long, value_name = "SPIFFE-ID")]
-        id: String,
-        /// Devices of this class
-        #[arg(long, default_value = "server")]
-        class: String,
-        /// Only this device of the class
-        #[arg(long, value_name = "ID")]
-        device: Option<String>,
-        /// `uid:N`, `gid:N`, `path:/…`, `exe_sha256:…`, `unit:x.service`, `k8s_pod_uid:…`,
-        /// `container_id:…`; all must hold
-        #[arg(long, value_name = "KIND:VALUE", required = true)]
-        selector: Vec<String>,
-        /// Life of an SVID in seconds
-        #[arg(long, value_name = "SECONDS")]
-        ttl: Option<u32>,
-        /// Given when a process fits several entries and names none
-        #[arg(long)]
-        default: bool,
-        /// Tell the workload of this federated trust domain's bundle too; may be given again
-        #[arg(long, value_name = "TRUST-DOMAIN")]
-        federates_with: Vec<String>,
-    },
+    Create(NewEntry),
     /// All entries
     List,
+    /// One entry with everything about it
+    Show {
+        /// Its id
+        id: String,
+    },
     /// End an entry and every identity that it gave
     Delete {
         /// Its id
@@ -239,7 +221,40 @@ pub enum EntryAction {
     Explain {
         /// The process id, on this machine
         pid: u32,
+        /// The socket of the node's container runtime, to ask which image it runs
+        #[arg(long, value_name = "SOCKET")]
+        container_runtime: Option<PathBuf>,
     },
+}
+
+/// `doorward entry create`
+#[derive(Debug, ClapArgs)]
+pub struct NewEntry {
+    /// The identity: a SPIFFE ID, or its path
+    #[arg(long, value_name = "SPIFFE-ID")]
+    pub id: String,
+    /// Devices of this class
+    #[arg(long, default_value = "server")]
+    pub class: String,
+    /// Only this device of the class
+    #[arg(long, value_name = "ID")]
+    pub device: Option<String>,
+    /// `uid:N`, `gid:N`, `path:/…`, `exe_sha256:…`, `unit:x.service`, `k8s_pod_uid:…`,
+    /// `container_id:…`, `image_digest:sha256:…`; all must hold
+    #[arg(long, value_name = "KIND:VALUE", required = true)]
+    pub selector: Vec<String>,
+    /// Life of an SVID in seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub ttl: Option<u32>,
+    /// Given when a process fits several entries and names none
+    #[arg(long)]
+    pub default: bool,
+    /// Tell the workload of this federated trust domain's bundle too; may be given again
+    #[arg(long, value_name = "TRUST-DOMAIN")]
+    pub federates_with: Vec<String>,
+    /// What the identity is for: told to a workload that is given several
+    #[arg(long, value_name = "TEXT")]
+    pub hint: Option<String>,
 }
 
 /// `doorward identity …`

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceClass, DeviceId, Digest};
+use super::hint::Hint;
 use super::ids::{EntryId, Serial};
 use super::limits::{FEDERATES_WITH_MAX, SELECTOR_BYTES_MAX, SELECTORS_MAX};
 use super::spiffe_id::{SpiffeId, TrustDomain};
@@ -33,7 +34,7 @@ pub enum EntryError {
     NoPath,
     /// An executable's hash alone says nothing about who runs it.
     #[error(
-        "`exe_sha256` and `path` alone select nobody: add `uid`, `gid`, `unit`, \
+        "`exe_sha256`, `path` and `image_digest` alone select nobody: add `uid`, `gid`, `unit`, \
          `k8s_pod_uid` or `container_id`"
     )]
     HashAlone,
@@ -74,6 +75,8 @@ pub enum Selector {
     K8sPodUid(String),
     /// The id of the container that the process's cgroup names.
     ContainerId(Digest),
+    /// SHA-256 of the image that the process's container runs, as the node's runtime says.
+    ImageDigest(Digest),
 }
 
 impl Selector {
@@ -87,6 +90,7 @@ impl Selector {
             Self::Unit(unit) => facts.unit.as_ref() == Some(unit),
             Self::K8sPodUid(uid) => facts.pod_uid.as_ref() == Some(uid),
             Self::ContainerId(id) => facts.container_id.as_ref() == Some(id),
+            Self::ImageDigest(digest) => facts.image_digest.as_ref() == Some(digest),
         }
     }
 }
@@ -101,6 +105,7 @@ impl fmt::Display for Selector {
             Self::Unit(unit) => write!(f, "unit:{unit}"),
             Self::K8sPodUid(uid) => write!(f, "k8s_pod_uid:{uid}"),
             Self::ContainerId(id) => write!(f, "container_id:{id}"),
+            Self::ImageDigest(digest) => write!(f, "image_digest:sha256:{digest}"),
         }
     }
 }
@@ -129,6 +134,9 @@ pub struct WorkloadFacts {
     /// Id of the container out of the process's cgroup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_id: Option<Digest>,
+    /// SHA-256 of the image that this container runs: said by the node's runtime, never a tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<Digest>,
     /// Whether the process was pinned by a pidfd of the socket itself (Linux ≥ 6.5); otherwise the
     /// weaker path (pidfd_open and start time, read twice) was used.
     pub pinned: bool,
@@ -166,6 +174,9 @@ pub struct EntryDraft {
     /// Trust domains whose bundles the workload is told of, for those it speaks with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub federates_with: Vec<TrustDomain>,
+    /// What the identity is for, told to a workload that is given several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<Hint>,
 }
 
 impl EntryDraft {
@@ -188,7 +199,7 @@ impl EntryDraft {
         let names_somebody = |s: &Selector| match s {
             Selector::Uid(_) | Selector::Gid(_) | Selector::Unit(_) => true,
             Selector::K8sPodUid(_) | Selector::ContainerId(_) => true,
-            Selector::Path(_) | Selector::ExeSha256(_) => false,
+            Selector::Path(_) | Selector::ExeSha256(_) | Selector::ImageDigest(_) => false,
         };
         if !self.selectors.iter().any(names_somebody) {
             return Err(EntryError::HashAlone);
@@ -284,6 +295,7 @@ mod tests {
             ttl_s: None,
             default: false,
             federates_with: Vec::new(),
+            hint: None,
         }
     }
 
@@ -315,6 +327,20 @@ mod tests {
         assert!(!Selector::K8sPodUid(UID.replace('0', "1")).matches(&known));
         let text = serde_json::to_string(&[pod, container]).unwrap();
         assert_eq!(text, format!(r#"[{{"k8s_pod_uid":"{UID}"}},{{"container_id":"{id}"}}]"#));
+    }
+
+    #[test]
+    fn an_image_alone_is_nobody_and_unknown_matches_nothing() {
+        let image = Selector::ImageDigest(Digest([0xcd; 32]));
+        assert_eq!(draft(vec![image.clone()]).check(), Err(EntryError::HashAlone));
+        assert_eq!(draft(vec![image.clone(), Selector::Uid(1)]).check(), Ok(()));
+        assert!(!image.matches(&facts("")));
+        let known = facts(&format!(r#","image_digest":"{}""#, Digest([0xcd; 32])));
+        assert!(image.matches(&known));
+        assert!(!Selector::ImageDigest(Digest([0; 32])).matches(&known));
+        assert!(image.to_string().starts_with("image_digest:sha256:cdcd"));
+        let id = facts(&format!(r#","container_id":"{}""#, Digest([0xcd; 32])));
+        assert!(!image.matches(&id), "a container's id is no image");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod endpoint;
 mod enrolment;
 mod entry;
 mod federation;
+mod hint;
 mod ids;
 mod items;
 mod join_secret;
@@ -50,6 +51,7 @@ pub use entry::{
     Entry, EntryDraft, EntryError, RetractedSvid, Selector, WorkloadFacts, is_pod_uid,
 };
 pub use federation::{FederatedDomain, FederationStep};
+pub use hint::{HINT_MAX, Hint, HintError};
 pub use ids::{EntryId, IdError, RelationshipId, RequestId, Serial, SerialError, StartId};
 pub use items::{SecretItem, VersionItem, VersionState};
 pub use join_secret::join_secret_digest;

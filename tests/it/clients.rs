@@ -164,7 +164,7 @@ with WorkloadApiClient() as client:
 "#;
 
 /// A Python with the package `spiffe` (`$DOORWARD_SPIFFE_PYTHON`, else `python3`), and what it really is.
-fn python_with_spiffe() -> Option<(PathBuf, PathBuf)> {
+pub fn python_with_spiffe() -> Option<(PathBuf, PathBuf)> {
     let named = std::env::var_os("DOORWARD_SPIFFE_PYTHON").map(PathBuf::from);
     let python = named.or_else(|| outside("python3", "python3"))?;
     let ask = "import spiffe, os; print(os.readlink('/proc/self/exe'))";

@@ -14,6 +14,7 @@ mod forge;
 mod granted;
 mod handshakes;
 mod hidden;
+mod hints;
 mod http2;
 mod journey;
 mod jwt;
@@ -24,6 +25,7 @@ mod local_http;
 mod matrix;
 mod postgres;
 mod push;
+mod reflection;
 mod scene;
 mod sealed;
 mod snapshots;
@@ -32,6 +34,7 @@ mod svids;
 mod tidy;
 mod vectors;
 mod workload_api;
+mod workload_rates;
 
 // The chains of the library's own tests name the rooms from the root of their crate.
 use doorward::{identity, model};

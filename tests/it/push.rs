@@ -114,6 +114,7 @@ async fn create(house: &House, path: &str, device: Option<DeviceId>) -> (EntryId
         ttl_s: None,
         default: false,
         federates_with: Vec::new(),
+        hint: None,
     };
     let ask = Ask::EntryCreate { entry };
     let (_, made) = house.client().await.ask(ask, SecretValue::empty()).await.unwrap();

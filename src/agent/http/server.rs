@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::super::attest::Attested;
 use super::super::exe::ExeDigests;
+use super::super::images::Images;
 use super::super::local::{Bounds, LocalListener, SocketError, Visitor};
 use super::accept::{Accepting, Caller};
 use super::batch::{self, Item};
@@ -48,6 +49,11 @@ impl LocalServer {
     pub(in crate::agent) fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let bounds = Bounds { all: LOCAL_CONNECTIONS, per_uid: LOCAL_CONNECTIONS_PER_UID };
         LocalListener::bind(path, mode, bounds).map(|listener| Self { listener })
+    }
+
+    /// With the images that the node's runtime tells.
+    pub(in crate::agent) fn told_by(self, images: Option<Arc<Images>>) -> Self {
+        Self { listener: self.listener.told_by(images) }
     }
 
     /// Serves until shutdown; running requests then have [`DRAIN`].
@@ -274,6 +280,7 @@ mod tests {
             ttl_s: None,
             default: false,
             federates_with: Vec::new(),
+            hint: None,
         };
         let created = "2026-11-23T00:00:00Z".into();
         Entry { id: EntryId(Uuid::from_u128(n)), draft, epoch: 0, created }

@@ -18,6 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::attest::PeerProcess;
+use super::super::images::Images;
 use super::seldom::Seldom;
 use super::stream::{LocalStream, Visitor};
 
@@ -81,6 +82,7 @@ pub(in crate::agent) struct LocalListener {
     free: Arc<Semaphore>,
     by_uid: Arc<Mutex<HashMap<u32, Share>>>,
     per_uid: usize,
+    images: Option<Arc<Images>>,
     turned_away: Seldom,
     over_the_share: Seldom,
     _path: OwnPath,
@@ -155,7 +157,22 @@ impl LocalListener {
         let (free, by_uid) = (Arc::new(Semaphore::new(bounds.all)), Arc::default());
         let per_uid = bounds.per_uid;
         let (turned_away, over_the_share) = <(Seldom, Seldom)>::default();
-        Ok(Self { listener, free, by_uid, per_uid, turned_away, over_the_share, _path: own })
+        let images = None;
+        Ok(Self {
+            listener,
+            free,
+            by_uid,
+            per_uid,
+            images,
+            turned_away,
+            over_the_share,
+            _path: own,
+        })
+    }
+
+    /// With the images that the node's runtime tells.
+    pub(in crate::agent) fn told_by(self, images: Option<Arc<Images>>) -> Self {
+        Self { images, ..self }
     }
 
     fn place(&self, uid: u32, permit: OwnedSemaphorePermit) -> Option<Place> {
@@ -194,7 +211,8 @@ impl LocalListener {
             return None;
         };
         let place = Arc::new(place);
-        Some((LocalStream::new(stream, pid, uid, place.clone()), Visitor::new(process, place)))
+        let visitor = Visitor::new(process, place.clone()).told_by(self.images.clone());
+        Some((LocalStream::new(stream, pid, uid, place), visitor))
     }
 
     /// The next connection that has its share, pinned to the process that made it.

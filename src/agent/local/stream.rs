@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::super::attest::{AttestError, Attested, PeerProcess};
 use super::super::exe::ExeDigests;
+use super::super::images::Images;
 use super::listener::Place;
 
 /// A batch of 128 names of 512 bytes with its headers, twice over.
@@ -163,6 +164,8 @@ pub(in crate::agent) struct Visitor {
     state: Arc<Mutex<State>>,
     /// When it was last seen to be the same, for those that only keep an eye on it.
     seen: Arc<std::sync::Mutex<Option<Instant>>>,
+    /// Whom the image of its container is asked of, where it has one.
+    images: Option<Arc<Images>>,
     /// The connection's share, which is not free again while a look goes on.
     place: Arc<Place>,
 }
@@ -171,7 +174,12 @@ impl Visitor {
     pub(super) fn new(process: PeerProcess, place: Arc<Place>) -> Self {
         let uid = process.uid();
         let state = Arc::new(Mutex::new(State::Pinned(process)));
-        Self { uid, state, seen: Arc::default(), place }
+        Self { uid, state, seen: Arc::default(), images: None, place }
+    }
+
+    /// With the images that the node's runtime tells.
+    pub(super) fn told_by(self, images: Option<Arc<Images>>) -> Self {
+        Self { images, ..self }
     }
 
     /// Its user when it connected.
@@ -230,10 +238,36 @@ impl Visitor {
             Ok(Ok(looked)) => looked,
             Ok(Err(_)) | Err(_) => Err(AttestError::Late),
         };
-        let mut seen = self.seen.lock().unwrap_or_else(|broken| broken.into_inner());
-        *seen = looked.is_ok().then_some(began);
-        drop(seen);
-        looked
+        *self.seen.lock().unwrap_or_else(|broken| broken.into_inner()) =
+            looked.is_ok().then_some(began);
+        match &self.images {
+            Some(images) => self.with_image(images, looked?).await,
+            None => looked,
+        }
+    }
+
+    /// The process with the image of its container, from when the runtime has said it on. Nothing
+    /// of the connection is held while that is waited for, and it must be the same process then.
+    async fn with_image(
+        &self,
+        images: &Images,
+        who: Arc<Attested>,
+    ) -> Result<Arc<Attested>, AttestError> {
+        let seen = images.seen_in(who.clone()).await;
+        if Arc::ptr_eq(&seen, &who) {
+            return Ok(who);
+        }
+        let mut state = self.state.lock().await;
+        match std::mem::replace(&mut *state, State::Refused) {
+            State::Known(held) => {
+                held.still_same()?;
+                // Another call of the same connection may have been first.
+                let known = if held.facts().image_digest.is_some() { held } else { seen };
+                *state = State::Known(known.clone());
+                Ok(known)
+            }
+            State::Pinned(_) | State::Refused => Err(AttestError::Changed),
+        }
     }
 }
 
@@ -259,6 +293,40 @@ mod tests {
             assert!(visitor.attested(&digests).now_or_never().is_none(), "it was waited for");
         }
         visitor.attested(&digests).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_image_is_told_once_the_runtime_says_it() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        use super::super::super::cri::tests::{Does, IMAGE, Runtime, named, says};
+        use crate::model::Digest;
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let says_it = Arc::new(AtomicBool::new(false));
+        let switch = says_it.clone();
+        let runtime = Runtime::that(move |id| match switch.load(Ordering::SeqCst) {
+            true => Does::Say(says(id, 1, &named()), "0"),
+            false => Does::Refuse("5"),
+        });
+        let images = Images::new(runtime.socket.clone());
+        let visitor = Visitor::new(PeerProcess::of(&ours).unwrap(), Arc::new(Place::of_a_test()));
+        let visitor = visitor.told_by(Some(images.clone()));
+        let digests = Arc::new(ExeDigests::default());
+        let first = visitor.attested(&digests).await.unwrap();
+        assert_eq!((first.facts().image_digest, runtime.asked()), (None, 0), "in no container");
+        let inside = Arc::new(first.in_container(Digest([7; 32])));
+        *visitor.state.lock().await = State::Known(inside.clone());
+        let unknown = visitor.attested(&digests).await.unwrap();
+        assert_eq!((unknown.facts().image_digest, runtime.asked()), (None, 1));
+        says_it.store(true, Ordering::SeqCst);
+        let resting = visitor.attested(&digests).await.unwrap();
+        assert_eq!((resting.facts().image_digest, runtime.asked()), (None, 1), "not so soon");
+        images.rest_no_more();
+        let known = visitor.attested(&digests).await.unwrap();
+        assert_eq!(known.facts().image_digest, Some(Digest(IMAGE)));
+        assert_eq!(known.instance(), first.instance());
+        let again = visitor.attested(&digests).await.unwrap();
+        assert!(Arc::ptr_eq(&again, &known) && runtime.asked() == 2, "and stays");
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use tonic::codegen::Bytes;
 
 use super::super::issued::WorkloadError;
 use super::fault;
+use super::hints::{Hints, hint_of};
 use super::jwt_messages::{
     JwtBundlesResponse, JwtSvid, JwtSvidRequest, JwtSvidResponse, Struct, ValidateJwtSvidRequest,
     ValidateJwtSvidResponse,
@@ -38,10 +39,18 @@ pub(super) async fn fetch(mut watch: Watch, request: JwtSvidRequest) -> Result<B
     if let Some(wanted) = wanted {
         entries.retain(|entry| entry.draft.spiffe_id == wanted);
     }
+    watch.charge_for(&entries)?;
     let (mut response, mut refused) = (JwtSvidResponse::default(), None);
+    let mut hints = Hints::default();
     for entry in &entries {
+        if !hints.have_room_for(entry) {
+            continue;
+        }
         match watch.ground().workloads.issue_jwt(&who, entry, &audience).await {
-            Ok(token) => response.svids.push(checked(&mut watch, entry, &token, &audience).await?),
+            Ok(token) => {
+                response.svids.push(checked(&mut watch, entry, &token, &audience).await?);
+                hints.note(entry);
+            }
             Err(WorkloadError::Refused(refusal)) if !watch.is_passing(&refusal) => {
                 refused = refused.or(Some(refusal));
             }
@@ -85,7 +94,7 @@ async fn checked(
     let late = || Status::unavailable("the key that signs tokens was not heard of yet");
     tokio::time::timeout(NEWS, checking).await.map_err(|_| late())??;
     let spiffe_id = entry.draft.spiffe_id.to_string();
-    Ok(JwtSvid { spiffe_id, svid: text.to_owned(), hint: String::new() })
+    Ok(JwtSvid { spiffe_id, svid: text.to_owned(), hint: hint_of(entry) })
 }
 
 /// Answers `ValidateJWTSVID`.

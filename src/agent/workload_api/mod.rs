@@ -8,12 +8,16 @@
 //! added; its methods of the WIT profile answer `Unimplemented`.
 
 mod authority;
+mod bundles;
 mod connection;
+mod descriptors;
 mod fault;
+mod hints;
 mod jwt;
 mod jwt_messages;
 mod messages;
 mod rates;
+mod reflection;
 mod reply;
 mod server;
 mod watch;

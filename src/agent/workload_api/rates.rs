@@ -1,5 +1,6 @@
-//! How often the processes of one user may ask: each stream costs the broker decisions, records and
-//! signatures, all in the agent's own name.
+//! How much the processes of one user may ask for: each identity costs the broker a decision, records
+//! and a signature, all in the agent's own name. A call is one unit; one that is answered with
+//! several identities is as many.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -26,17 +27,18 @@ impl Used {
 pub(super) struct Rates(Mutex<HashMap<u32, Used>>);
 
 impl Rates {
-    /// Counts one call of a user; whether it is within the rate.
-    pub(super) fn admits(&self, uid: u32, now: Duration) -> bool {
+    /// Counts so many units of a user, all or none; whether they are within the rate.
+    pub(super) fn admits(&self, uid: u32, units: usize, now: Duration) -> bool {
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
         let mut users = self.0.lock().unwrap_or_else(|broken| broken.into_inner());
         let used = users.get(&uid).copied().unwrap_or(Used { calls: 0.0, at: now }).at(now);
-        if used.calls + 1.0 > f64::from(WORKLOAD_CALLS_BURST) {
+        if used.calls + f64::from(units) > f64::from(WORKLOAD_CALLS_BURST) {
             return false;
         }
         if !users.contains_key(&uid) {
             users.retain(|_, used| used.at(now).calls > 0.0);
         }
-        users.insert(uid, Used { calls: used.calls + 1.0, ..used });
+        users.insert(uid, Used { calls: used.calls + f64::from(units), ..used });
         true
     }
 }
@@ -49,23 +51,34 @@ mod tests {
     fn a_burst_is_let_through_then_the_rate_and_each_user_has_his_own() {
         let (rates, start) = (Rates::default(), Duration::from_secs(100));
         for _ in 0..WORKLOAD_CALLS_BURST {
-            assert!(rates.admits(1, start));
+            assert!(rates.admits(1, 1, start));
         }
-        assert!(!rates.admits(1, start));
-        assert!(rates.admits(2, start));
+        assert!(!rates.admits(1, 1, start));
+        assert!(rates.admits(2, 1, start));
         let second = start + Duration::from_secs(1);
         for _ in 0..WORKLOAD_CALLS_RATE {
-            assert!(rates.admits(1, second));
+            assert!(rates.admits(1, 1, second));
         }
-        assert!(!rates.admits(1, second));
-        assert!(!rates.admits(1, start), "a clock that goes back gives nothing");
+        assert!(!rates.admits(1, 1, second));
+        assert!(!rates.admits(1, 1, start), "a clock that goes back gives nothing");
+    }
+
+    #[test]
+    fn several_units_are_counted_together_or_not_at_all() {
+        let (rates, start) = (Rates::default(), Duration::from_secs(100));
+        let all = usize::try_from(WORKLOAD_CALLS_BURST).unwrap();
+        assert!(!rates.admits(1, all + 1, start) && !rates.admits(1, usize::MAX, start));
+        assert!(rates.admits(1, all - 1, start));
+        assert!(!rates.admits(1, 2, start));
+        assert!(rates.admits(1, 1, start), "what was refused was not counted");
+        assert!(rates.admits(1, 0, start) && !rates.admits(1, 1, start));
     }
 
     #[test]
     fn whoever_is_quiet_is_forgotten() {
         let rates = Rates::default();
         for uid in 0..1000 {
-            assert!(rates.admits(uid, Duration::from_secs(u64::from(uid))));
+            assert!(rates.admits(uid, 1, Duration::from_secs(u64::from(uid))));
         }
         assert!(rates.0.lock().unwrap().len() <= 2);
     }

@@ -18,13 +18,16 @@ use tonic::codegen::{Bytes, Service, http};
 use tonic::transport::Server;
 use zeroize::Zeroizing;
 
+use super::super::images::Images;
 use super::super::local::{Bounds, LocalListener, SocketError, Visitor};
+use super::bundles::X509Bundles;
 use super::connection::Connection;
 use super::jwt::{self, JwtBundles};
 use super::messages::{Nothing, PREFIX, only_message};
 use super::rates::Rates;
+use super::reflection;
 use super::reply::{Messages, Reply};
-use super::watch::{Ground, Watch, X509Bundles, X509Svids};
+use super::watch::{Ground, Watch, X509Svids};
 use crate::model::limits::{
     DRAIN, HEAD_TIMEOUT, WORKLOAD_CONNECTIONS, WORKLOAD_CONNECTIONS_PER_UID, WORKLOAD_HEADERS,
     WORKLOAD_KEEP_ALIVE, WORKLOAD_REQUEST, WORKLOAD_STREAMS, WORKLOAD_WINDOW,
@@ -51,6 +54,11 @@ impl WorkloadServer {
         LocalListener::bind(path, mode, bounds).map(|listener| Self { listener })
     }
 
+    /// With the images that the node's runtime tells.
+    pub(in crate::agent) fn told_by(self, images: Option<Arc<Images>>) -> Self {
+        Self { listener: self.listener.told_by(images) }
+    }
+
     /// Serves until shutdown; open streams are told and end at once.
     pub(in crate::agent) async fn serve(self, ground: Ground) -> io::Result<()> {
         let stopped = |mut stop: watch::Receiver<bool>| async move {
@@ -58,7 +66,7 @@ impl WorkloadServer {
         };
         let (stop, late) = (stopped(ground.stop.clone()), stopped(ground.stop.clone()));
         let service =
-            WorkloadApi(Arc::new(Api { ground: Arc::new(ground), rates: Rates::default() }));
+            WorkloadApi(Arc::new(Api { ground: Arc::new(ground), rates: Arc::default() }));
         let incoming = unfold(self.listener, |mut listener| async {
             let (stream, visitor) = listener.admitted().await;
             Some((Ok::<_, Infallible>(Connection::new(stream, visitor)), listener))
@@ -80,7 +88,7 @@ impl WorkloadServer {
 
 struct Api {
     ground: Arc<Ground>,
-    rates: Rates,
+    rates: Arc<Rates>,
 }
 
 /// The service of all connections.
@@ -126,16 +134,17 @@ impl Api {
         let (parts, body) = request.into_parts();
         let visitor = parts.extensions.get::<Visitor>().cloned();
         let visitor = visitor.ok_or_else(|| Status::internal("the connection has no process"))?;
-        if !self.rates.admits(visitor.uid(), self.ground.clock.now().boot()) {
-            return Err(Status::unavailable("too many calls of this user: try again later"));
-        }
+        let mut watch = Watch::new(self.ground.clone(), visitor, self.rates.clone());
+        watch.charge(1)?;
         check_header(&parts.headers)?;
+        if reflection::PATHS.contains(&parts.uri.path()) {
+            return Ok(reflection::answers(body, watch));
+        }
         let method = method_of(parts.uri.path())?;
         let body = tokio::time::timeout(HEAD_TIMEOUT, whole(body));
         let body =
             body.await.map_err(|_| Status::invalid_argument("the request did not arrive"))?;
         let body = Zeroizing::new(body?); // a token may be in it
-        let mut watch = Watch::new(self.ground.clone(), visitor);
         match method {
             Method::FetchX509Svid => {
                 asked::<Nothing>(&body)?;

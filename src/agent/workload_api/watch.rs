@@ -24,7 +24,9 @@ use super::super::local::Visitor;
 use super::super::roots::{Counted, Roots};
 use super::super::workloads::Workloads;
 use super::fault;
-use super::messages::{X509BundlesResponse, X509Svid, X509SvidResponse, frame};
+use super::hints::{Hints, hint_of};
+use super::messages::{X509Svid, X509SvidResponse, frame};
+use super::rates::Rates;
 use crate::identity::BundleDocument;
 use crate::model::{Clock, Entry, EntryId, TrustDomain};
 
@@ -48,6 +50,7 @@ pub(in crate::agent) struct Ground {
 pub(super) struct Watch {
     ground: Arc<Ground>,
     visitor: Visitor,
+    rates: Arc<Rates>,
     told: watch::Receiver<Arc<Duties>>,
     roots: watch::Receiver<Arc<Roots>>,
     federated: FederatedTold,
@@ -58,10 +61,24 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(ground: Arc<Ground>, visitor: Visitor) -> Self {
+    pub(super) fn new(ground: Arc<Ground>, visitor: Visitor, rates: Arc<Rates>) -> Self {
         let (told, roots) = (ground.workloads.told(), ground.workloads.roots());
         let federated = ground.workloads.federated();
-        Self { ground, visitor, told, roots, federated, known: None, chosen: None }
+        Self { ground, visitor, rates, told, roots, federated, known: None, chosen: None }
+    }
+
+    /// Counts so many units under the process's user.
+    pub(super) fn charge(&self, units: usize) -> Result<(), Status> {
+        let now = self.ground.clock.now().boot();
+        match self.rates.admits(self.visitor.uid(), units, now) {
+            true => Ok(()),
+            false => Err(Status::unavailable("too many calls of this user: try again later")),
+        }
+    }
+
+    /// The same for identities that the broker is asked for: the first came with the call.
+    pub(super) fn charge_for(&self, entries: &[Entry]) -> Result<(), Status> {
+        self.charge(entries.len().saturating_sub(1))
     }
 
     /// The process, if it is still the one that connected.
@@ -148,7 +165,7 @@ impl Watch {
     }
 
     /// What a process with these entries is told of other trust domains.
-    fn others(&mut self, entries: &[Entry]) -> Others {
+    pub(super) fn others(&mut self, entries: &[Entry]) -> Others {
         self.federated.borrow_and_update().of(entries)
     }
 
@@ -166,10 +183,10 @@ impl Watch {
 }
 
 /// Roots of other trust domains, by `spiffe://<trust domain>`.
-type Others = HashMap<String, Arc<Vec<u8>>>;
+pub(super) type Others = HashMap<String, Arc<Vec<u8>>>;
 
 /// As a message holds them, for as long as it is written.
-fn copied(others: &Others) -> HashMap<String, Vec<u8>> {
+pub(super) fn copied(others: &Others) -> HashMap<String, Vec<u8>> {
     others.iter().map(|(name, roots)| (name.clone(), roots.to_vec())).collect()
 }
 
@@ -237,6 +254,9 @@ impl X509Svids {
                 continue;
             }
             let who = self.watch.who().await?;
+            if self.given.is_none() {
+                self.watch.charge_for(&entries)?; // later states are of the agent's own making
+            }
             match self.make(&who, &entries, (roots, others), now).await {
                 Ok((message, given)) => {
                     self.watch.who().await?; // it was issued for this one, and for no other
@@ -264,10 +284,14 @@ impl X509Svids {
         let mut response =
             X509SvidResponse { federated_bundles: copied(&others), ..X509SvidResponse::default() };
         let (mut until, mut refused) = (None, None);
-        let mut chains = Vec::new();
+        let (mut chains, mut hints) = (Vec::new(), Hints::default());
         for entry in entries {
+            if !hints.have_room_for(entry) {
+                continue;
+            }
             match self.one(who, entry, now).await {
                 Ok((svid, chain, ends)) => {
+                    hints.note(entry);
                     response.svids.push(svid);
                     chains.push(chain);
                     until = Some(until.map_or(ends, |until: OffsetDateTime| until.min(ends)));
@@ -312,55 +336,14 @@ impl X509Svids {
             x509_svid: chain.concat_der(),
             x509_svid_key: key.into_pkcs8(),
             bundle: bundle.concat_der(),
-            hint: String::new(),
+            hint: hint_of(entry),
         };
         Ok((svid, chain, until))
     }
 }
 
-/// The stream of `FetchX509Bundles`: for processes with an identity only.
-pub(super) struct X509Bundles {
-    watch: Watch,
-    given: Option<(Arc<Roots>, Others)>,
-}
-
-impl X509Bundles {
-    pub(super) fn new(watch: Watch) -> Self {
-        Self { watch, given: None }
-    }
-
-    /// The next full state, as soon as there is another one than was given last.
-    pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
-        loop {
-            let who = self.watch.glance().await?;
-            let entries = self.watch.fitting(&who, self.given.is_none()).await?;
-            let others = self.watch.others(&entries);
-            let roots = self.watch.roots.borrow_and_update().clone();
-            let bundle = &roots.certificates;
-            if bundle.is_empty() {
-                return Err(Status::unavailable("the agent is starting"));
-            }
-            let same = |(roots, told): &(Arc<Roots>, Others)| {
-                roots.certificates == *bundle && *told == others
-            };
-            if self.given.as_ref().is_some_and(same) {
-                self.watch.look().await?;
-                continue;
-            }
-            self.watch.who().await?;
-            let mut response = X509BundlesResponse::default();
-            let domain = format!("spiffe://{}", self.watch.ground.domain);
-            response.bundles.extend(copied(&others));
-            // Ours last: no other domain's can stand in its place.
-            response.bundles.insert(domain, bundle.concat_der());
-            self.given = Some((roots, others));
-            return frame(&response).ok_or_else(too_large);
-        }
-    }
-}
-
 /// Certificates one behind the other.
-trait ConcatDer {
+pub(super) trait ConcatDer {
     fn concat_der(&self) -> Vec<u8>;
 }
 
@@ -403,6 +386,7 @@ mod tests {
             ttl_s: None,
             default: false,
             federates_with: Vec::new(),
+            hint: None,
         };
         let created = "2026-11-23T00:00:00Z".into();
         Entry { id: EntryId(Uuid::from_u128(n)), draft, epoch, created }

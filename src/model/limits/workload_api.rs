@@ -25,3 +25,21 @@ pub const WORKLOAD_CALLS_RATE: u32 = 128;
 /// A connection to the Workload API is asked for a sign of life this often, and must give it within
 /// the same time.
 pub const WORKLOAD_KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// One question of gRPC reflection, in bytes: a name.
+pub const REFLECTION_REQUEST: usize = 2 * 1024;
+/// Questions of one reflection call: a tool asks for each of the socket's few services once.
+pub const REFLECTION_QUESTIONS: usize = 64;
+/// A reflection call ends when no question came for this long: a tool asks at once.
+pub const REFLECTION_SILENCE: Duration = Duration::from_secs(10);
+/// Containers whose images an agent remembers: more than run on any honest node at once.
+pub const IMAGES_MAX: usize = 1024;
+/// How long a container runtime has for its answer.
+pub const RUNTIME_MAX: Duration = Duration::from_secs(2);
+/// Containers that a runtime is asked for at once.
+pub const RUNTIME_ASKED_MAX: usize = 16;
+/// A container whose image was not said is asked for again after this.
+pub const RUNTIME_PAUSE: Duration = Duration::from_secs(5);
+/// The answer of a container runtime, in bytes: mounts, labels and annotations stand in it.
+pub const RUNTIME_ANSWER: u32 = 1024 * 1024;
+/// Its headers.
+pub const RUNTIME_HEADERS: u32 = 16 * 1024;
