@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::fake_store::{Room, fresh_key};
+use super::mirror::Step;
 use super::records::DeviceRecord;
 use super::subject_key::SubjectKey;
-use crate::model::limits::{AGENT_TTL, GUESSES_MAX};
+use crate::model::limits::{AGENT_TTL, DEVICES_MAX, GUESSES_MAX};
 use crate::model::{
     Answer, Code, DeviceClass, DeviceId, Digest, EnrolBy, EnrolledBy, Failure, Proven, Reason,
     Shown,
@@ -246,4 +247,41 @@ async fn a_damaged_row_stops_the_start() {
         }
     });
     assert!(open().await.is_err());
+}
+
+/// So many devices, of which nothing is known but that they are there.
+async fn crowd(room: &Room, from: usize, many: usize) {
+    let class = DeviceClass::parse("server").unwrap();
+    let steps: Vec<Step> = (from..from + many)
+        .map(|n| {
+            let key = Digest::of(&n.to_be_bytes());
+            let record = DeviceRecord::new(key, class.clone(), "one-of-many", room.now());
+            Step::Device(DeviceId(key), record)
+        })
+        .collect();
+    let plan = |_: &super::mirror::Mirror| Ok((steps.clone(), ()));
+    room.authority.change(None, plan).await.unwrap();
+}
+
+#[tokio::test]
+async fn machines_that_come_by_themselves_leave_places_and_operators_come_in_when_there_are_none() {
+    let room = Room::new().await;
+    let last = DEVICES_MAX - DEVICES_MAX / 10 - 1;
+    crowd(&room, 0, last).await;
+    admit(&room, &by_certificate(1, 1)).await.unwrap(); // the last place of theirs
+    let refused = admit(&room, &by_certificate(2, 2)).await.unwrap_err();
+    assert_eq!(refused.code, Code::TooLarge);
+    assert!(refused.hint.is_some_and(|hint| hint.contains("90000 devices")));
+    // A token that an operator made still lets a machine in.
+    room.device("server").await;
+    let there = room.authority.mirror().devices().len();
+    let (class, rest) = (DeviceClass::parse("server").unwrap(), DEVICES_MAX - there);
+    crowd(&room, last, rest).await;
+    assert_eq!(room.authority.mirror().devices().len(), DEVICES_MAX);
+    let token = room.authority.token_create(&class, 60, Some(1), room.now()).await.unwrap();
+    let full = room.authority.redeem(&fresh_key(), "x", &token.body, Some(2), room.now()).await;
+    assert_eq!(full.unwrap_err().code, Code::TooLarge);
+    let operator = room.authority.operator_add("al", Some(3), room.now()).await.unwrap();
+    let came = room.authority.redeem(&fresh_key(), "x", &operator.body, Some(4), room.now()).await;
+    assert_eq!(came.unwrap().1.operator.as_deref(), Some("al"), "they alone can mend it");
 }

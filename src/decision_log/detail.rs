@@ -43,19 +43,15 @@ pub(super) fn of(line: &mut Line, ask: &Ask, target: &Target) {
         Ask::DeviceRevoke { release: true, .. } => {
             line.key("detail").object(|line| line.key("release").truth(true));
         }
-        Ask::TokenCreate { class, ttl_s } => line.key("detail").object(|line| {
-            text(line, "class", class.as_str(), WIDE);
-            line.key("ttl_s").number(u64::from(*ttl_s));
-        }),
+        Ask::TokenCreate { .. } => line.key("detail").object(|line| token(line, ask)),
         Ask::OperatorAdd { name } | Ask::OperatorRemove { name } => {
             line.key("detail").object(|line| text(line, "name", name, 2 * WIDE));
         }
         Ask::Ca(step) => authority(line, step),
         Ask::Federation(step) => federation(line, step),
-        Ask::Bundle { holds: Some(holds) } => line.key("detail").object(|line| {
-            line.key("sequence").number(holds.sequence);
-            line.key("tainted").number(u64::from(holds.tainted));
-        }),
+        Ask::Bundle { holds: Some(_) } | Ask::Duties { since: Some(_), .. } => {
+            line.key("detail").object(|line| told(line, ask));
+        }
         Ask::EntryCreate { entry } => line.key("detail").object(|line| draft(line, entry)),
         Ask::Revoke { resume, .. } => {
             line.key("detail").object(|line| line.key("resume").truth(*resume));
@@ -67,15 +63,9 @@ pub(super) fn of(line: &mut Line, ask: &Ask, target: &Target) {
             let count = u64::try_from(svids.len()).unwrap_or(u64::MAX);
             line.key("detail").object(|line| line.key("svids").number(count));
         }
-        Ask::LogRead { from, holding, limit } => line.key("detail").object(|line| {
-            line.key("from").number(*from);
-            if let Some(holding) = holding {
-                // Not the text: whoever looks for a leaked secret in the log would put it there.
-                let digest = sha256(holding.as_bytes());
-                line.key("holding").hex(digest.get(..SHORT).unwrap_or_default());
-            }
-            line.key("limit").number(u64::from(*limit));
-        }),
+        Ask::LogRead { from, holding, limit } => {
+            line.key("detail").object(|line| pages(line, *from, holding.as_deref(), *limit));
+        }
         Ask::Explain { request } => {
             line.key("detail").object(|line| line.key("request").display(request));
         }
@@ -92,16 +82,45 @@ pub(super) fn of(line: &mut Line, ask: &Ask, target: &Target) {
         Ask::Bundle { holds: None } => {}
         Ask::Whoami {} | Ask::Report { .. } | Ask::Renew {} => {}
         Ask::Duties { since: None, .. } => {}
-        Ask::Duties { holds, since: Some(since), .. } => line.key("detail").object(|line| {
-            if let Some(holds) = holds {
-                line.key("holds").number(*holds);
-            }
-            line.key("wait").truth(since.wait);
-        }),
         Ask::DeviceList { .. } | Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => {}
         Ask::EntryList { .. } | Ask::EntryDelete { .. } | Ask::Status {} | Ask::BackupData {} => {}
         Ask::PolicyRead {} | Ask::PolicyActivate {} | Ask::PolicyRollback {} => {}
     }
+}
+
+/// Whom a token shall let in, and for how long.
+fn token(line: &mut Line, ask: &Ask) {
+    let Ask::TokenCreate { class, ttl_s } = ask else { return };
+    text(line, "class", class.as_str(), WIDE);
+    line.key("ttl_s").number(u64::from(*ttl_s));
+}
+
+/// What an agent says that it holds.
+fn told(line: &mut Line, ask: &Ask) {
+    match ask {
+        Ask::Bundle { holds: Some(holds) } => {
+            line.key("sequence").number(holds.sequence);
+            line.key("tainted").number(u64::from(holds.tainted));
+        }
+        Ask::Duties { holds, since: Some(since), .. } => {
+            if let Some(holds) = holds {
+                line.key("holds").number(*holds);
+            }
+            line.key("wait").truth(since.wait);
+        }
+        _ => {}
+    }
+}
+
+/// Which part of the log.
+fn pages(line: &mut Line, from: u64, holding: Option<&str>, limit: u32) {
+    line.key("from").number(from);
+    if let Some(holding) = holding {
+        // Not the text: whoever looks for a leaked secret in the log would put it there.
+        let digest = sha256(holding.as_bytes());
+        line.key("holding").hex(digest.get(..SHORT).unwrap_or_default());
+    }
+    line.key("limit").number(u64::from(limit));
 }
 
 /// Under which condition, and what beside the value.

@@ -81,21 +81,24 @@ pub(super) enum NoObject {
     Forbidden,
 }
 
+/// An ID that an object is made of: one of ours, with a path.
+fn own(id: &SpiffeId, domain: &TrustDomain) -> Result<SpiffeId, NoObject> {
+    if id.path().is_empty() {
+        Err(NoObject::Invalid)
+    } else if id.trust_domain() != domain {
+        Err(NoObject::Forbidden)
+    } else {
+        Ok(id.clone())
+    }
+}
+
 /// The object of an ask, in policy notation.
 pub(super) fn object(
     asker: &Asker<'_>,
     ask: &Ask,
     domain: &TrustDomain,
 ) -> Result<String, NoObject> {
-    let own = |id: &SpiffeId| {
-        if id.path().is_empty() {
-            Err(NoObject::Invalid)
-        } else if id.trust_domain() != domain {
-            Err(NoObject::Forbidden)
-        } else {
-            Ok(id.clone())
-        }
-    };
+    let own = |id: &SpiffeId| own(id, domain);
     let object = match ask {
         Ask::Read { name, .. } | Ask::Write { name, .. } | Ask::Versions { name } => secret(name),
         Ask::Activate { name, .. } | Ask::Delete { name, .. } => secret(name),
