@@ -65,6 +65,17 @@ pub enum CredentialsError {
     /// No certificate at all.
     #[error("there is no certificate in the chain")]
     NoLeaf,
+    /// The roots are another domain's.
+    #[error(
+        "bundle.pem holds a root of `{root}`: it must hold those of the broker's own trust domain, \
+         `{broker}`"
+    )]
+    Roots {
+        /// Whom it names.
+        root: TrustDomain,
+        /// In `doorward.json`.
+        broker: TrustDomain,
+    },
     /// A PEM file is of another form.
     #[error("{file}: {fault}")]
     Pem {
@@ -77,7 +88,7 @@ pub enum CredentialsError {
 
 /// An identity to ask with.
 pub struct Credentials {
-    /// The trust domain.
+    /// The broker's trust domain. The SVID may be of another one, which it federates with.
     pub domain: TrustDomain,
     /// The broker's address, `host:port`.
     pub broker: String,
@@ -85,7 +96,7 @@ pub struct Credentials {
     pub chain: Vec<CertificateDer<'static>>,
     /// Its private key; wiped with this value.
     pub key: PrivateKeyDer<'static>,
-    /// The roots of the trust domain.
+    /// The roots of the broker's trust domain, and of no other.
     pub bundle: Vec<CertificateDer<'static>>,
 }
 
@@ -94,7 +105,10 @@ pub struct Credentials {
 #[serde(deny_unknown_fields)]
 struct Meta {
     format: u32,
+    /// That of the SVID, and of the broker if no other is named.
     trust_domain: TrustDomain,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    broker_trust_domain: Option<TrustDomain>,
     broker: String,
 }
 
@@ -117,14 +131,15 @@ impl Credentials {
         let chain = directory::read(dir, SVID, Access::Anyone)?;
         let bundle = directory::read(dir, BUNDLE, Access::Anyone)?;
         let key = directory::read(dir, KEY, Access::Owner)?;
+        let (own, brokers) = (meta.trust_domain, meta.broker_trust_domain);
         let credentials = Self {
-            domain: meta.trust_domain,
+            domain: brokers.unwrap_or_else(|| own.clone()),
             broker: meta.broker,
             chain: pem::certificates(&chain, CHAIN_MAX).map_err(in_file(SVID))?,
             key: pem::key(&key).map_err(in_file(KEY))?,
             bundle: pem::certificates(&bundle, ROOTS_MAX).map_err(in_file(BUNDLE))?,
         };
-        credentials.check()?;
+        credentials.fits(&own)?;
         Ok(credentials)
     }
 
@@ -174,7 +189,8 @@ impl Credentials {
         self.check()?;
         let key = pem::encode_key(&self.key).ok_or(CredentialsError::KeyKind)?;
         let (trust_domain, broker) = (self.domain.clone(), self.broker.clone());
-        let meta = serde_json::json!(Meta { format: FORMAT, trust_domain, broker });
+        let meta = Meta { format: FORMAT, trust_domain, broker_trust_domain: None, broker };
+        let meta = serde_json::json!(meta);
         Ok([
             (META, format!("{meta:#}\n").into()),
             (BUNDLE, pem::encode_certificates(&self.bundle).into()),
@@ -203,12 +219,31 @@ impl Credentials {
         Ok(Leaf::parse(self.chain.first().ok_or(CredentialsError::NoLeaf)?)?)
     }
 
+    /// Whether the SVID is of a domain that the broker federates with. Somebody else issues it then,
+    /// and puts it here: it is neither renewed nor written by us.
+    pub fn is_visitor(&self) -> bool {
+        self.spiffe_id().is_ok_and(|id| *id.trust_domain() != self.domain)
+    }
+
+    /// What is written is of the broker's own domain.
     fn check(&self) -> Result<(), CredentialsError> {
+        self.fits(&self.domain)
+    }
+
+    /// That all of it fits together, with an SVID of this domain and roots of the broker's.
+    fn fits(&self, own: &TrustDomain) -> Result<(), CredentialsError> {
         check_address(&self.broker)?;
         let id = self.spiffe_id()?;
-        if *id.trust_domain() != self.domain {
+        if id.trust_domain() != own {
             let svid = id.trust_domain().clone();
-            return Err(CredentialsError::Domain { svid, meta: self.domain.clone() });
+            return Err(CredentialsError::Domain { svid, meta: own.clone() });
+        }
+        for root in self.bundle.iter().filter_map(|root| Leaf::parse(root).ok()?.spiffe_id) {
+            // Only what was meant for another broker, or for checking the SVID itself, says so.
+            if *own != self.domain && *root.trust_domain() != self.domain {
+                let (root, broker) = (root.trust_domain().clone(), self.domain.clone());
+                return Err(CredentialsError::Roots { root, broker });
+            }
         }
         let signer = any_supported_type(&self.key).map_err(|_| CredentialsError::KeyKind)?;
         let fits = signer.public_key().map(|key| key.to_vec()) == Some(self.leaf()?.spki);
@@ -394,6 +429,40 @@ mod tests {
         let other = good.replace("corp.example", "other.example");
         assert!(matches!(write(&other), Err(CredentialsError::Domain { .. })));
         assert!(matches!(write(&good.replace("b:1", "b")), Err(CredentialsError::Address)));
+    }
+
+    #[test]
+    fn an_svid_of_another_domain_is_taken_where_the_broker_s_is_named() {
+        let (_place, dir) = saved();
+        let write = |text: &str| {
+            directory::replace(&dir, META, text.as_bytes()).unwrap();
+            Credentials::load(&dir)
+        };
+        let own = r#"{"format":1,"trust_domain":"corp.example","broker":"b:1"}"#;
+        assert!(!write(own).unwrap().is_visitor());
+        let other = own.replace("\"broker\"", "\"broker_trust_domain\":\"b.example\",\"broker\"");
+        // The root that `some` makes names corp.example, and so is none of the broker's.
+        assert!(matches!(write(&other), Err(CredentialsError::Roots { .. })));
+        let root = some("spiffe://b.example/x").bundle.clone();
+        let pem = pem::encode_certificates(&root);
+        directory::replace(&dir, BUNDLE, pem.as_bytes()).unwrap();
+        let visitor = write(&other).unwrap();
+        assert!(visitor.is_visitor());
+        assert_eq!(visitor.domain.as_str(), "b.example");
+        assert_eq!(visitor.spiffe_id().unwrap().trust_domain().as_str(), "corp.example");
+        // It is not ours to write; and the SVID's own domain is never taken from the broker's.
+        assert!(matches!(visitor.save(&dir), Err(CredentialsError::Domain { .. })));
+        for wrong in
+            [other.replace("corp.example", "c.example"), other.replace("corp.example", "b.example")]
+        {
+            assert!(matches!(write(&wrong), Err(CredentialsError::Domain { .. })), "{wrong}");
+        }
+        for bad in ["\"\"", "null", "\"B.example\"", "[\"b.example\"]"] {
+            let text = other.replace("\"b.example\"", bad);
+            let loaded = write(&text);
+            let is_null = bad == "null" && loaded.as_ref().is_ok_and(|it| !it.is_visitor());
+            assert!(is_null || matches!(loaded, Err(CredentialsError::Meta(_))), "{bad}");
+        }
     }
 
     #[test]

@@ -24,9 +24,9 @@ use super::scene::{add_rows, until};
 use super::workload_api::{endpoint, entry, first_given, runtime, soon};
 
 const MOST: Duration = Duration::from_secs(60);
-const A: &str = "a.example";
-const B: &str = "b.example";
-const C: &str = "c.example";
+pub(super) const A: &str = "a.example";
+pub(super) const B: &str = "b.example";
+pub(super) const C: &str = "c.example";
 
 /// A broker of a trust domain of its own. The stage first: its processes end before its directory.
 pub(super) struct Domain {
@@ -86,7 +86,7 @@ impl Domain {
     }
 
     /// Its first CA key.
-    fn signer(&self) -> Signer {
+    pub(super) fn signer(&self) -> Signer {
         Signer::of_broker(&self.stage.broker_dir(), &self.operator.bundle[0])
     }
 
@@ -124,12 +124,12 @@ fn document(domain: &str, roots: &[&Signer], sequence: u64) -> Vec<u8> {
     BundleDocument::new(domain, roots, Vec::new(), sequence, hint).unwrap().to_json()
 }
 
-fn root(domain: &str) -> Signer {
+pub(super) fn root(domain: &str) -> Signer {
     Signer::root(&Draft::authority("root", domain), &rcgen::PKCS_ECDSA_P256_SHA256)
 }
 
 /// A secret of each domain's workloads, and a rule for each that names its whole ID.
-fn with_secrets(a: &Domain) {
+pub(super) fn with_secrets(a: &Domain) {
     let mut rows = String::new();
     for (name, domain) in [("b", B), ("c", C)] {
         a.must(&["put", &format!("{name}/url")], Some(format!("for {name}").as_bytes()));

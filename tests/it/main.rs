@@ -33,6 +33,7 @@ mod streams;
 mod svids;
 mod tidy;
 mod vectors;
+mod visitor;
 mod workload_api;
 mod workload_rates;
 
