@@ -17,6 +17,8 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
 };
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
@@ -143,7 +145,8 @@ impl DeviceKey {
         key
     }
 
-    fn load(path: &Path) -> Result<Self, KeyError> {
+    /// The key in a file of its own.
+    pub(super) fn load(path: &Path) -> Result<Self, KeyError> {
         let mut file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -162,6 +165,20 @@ impl DeviceKey {
             .and_then(|der| Pair::of_pkcs8(Zeroizing::new(der.secret_pkcs8_der().to_vec())))
             .map(Self)
             .ok_or_else(|| KeyError::Content { path: path.into() })
+    }
+
+    /// As a key file holds it.
+    pub(super) fn pem(&self) -> Zeroizing<String> {
+        let text = Zeroizing::new(STANDARD.encode(&*self.0.pkcs8));
+        // Room for all of it from the start: nothing is moved and left behind.
+        let mut pem = Zeroizing::new(String::with_capacity(text.len() + text.len() / 32 + 64));
+        pem.push_str("-----BEGIN PRIVATE KEY-----\n");
+        for line in text.as_bytes().chunks(64) {
+            pem.extend(line.iter().copied().map(char::from));
+            pem.push('\n');
+        }
+        pem.push_str("-----END PRIVATE KEY-----\n");
+        pem
     }
 
     /// The public key as SubjectPublicKeyInfo (DER).

@@ -17,6 +17,7 @@ mod home;
 mod http;
 mod images;
 mod issued;
+mod joining;
 mod keys;
 mod local;
 mod node;

@@ -12,6 +12,7 @@ use super::exe::ExeDigests;
 use super::home::{Home, HomeError, Newcomer, lock};
 use super::http::{LocalServer, Upstream};
 use super::images::Images;
+use super::joining::Joining;
 use super::keys::{DeviceKey, KeyError, check_dir};
 use super::local::SocketError;
 use super::settings::{AgentSettings, FILE, SettingsError};
@@ -20,7 +21,7 @@ use super::uplink::{Uplink, UplinkError, enrol};
 use super::workload_api::{Ground, WorkloadServer};
 use super::workloads::Workloads;
 use crate::model::{Clock, Digest, TrustDomain};
-use crate::wire::{ClientError, CredentialsError, Shows, settle};
+use crate::wire::{ClientError, Credentials, CredentialsError, Shows, settle};
 
 /// Why the agent can't start, join or go on.
 #[derive(Debug, thiserror::Error)]
@@ -110,9 +111,10 @@ impl Agent {
             name.to_owned(),
         );
         let text = settings.text()?; // before anything is shown
-        let device = DeviceKey::generate()?;
-        let credentials = enrol(&settings, &[settings.root], &device, shows, &clock).await?;
+        let joining = Joining::in_dir(dir, &settings.domain, &shows.digest())?;
+        let (joining, credentials) = enrolled(&settings, joining, shows, &clock).await?;
         home.keep(&credentials, &[(FILE, text.as_bytes())])?;
+        joining.done();
         Ok(settings)
     }
 
@@ -202,6 +204,38 @@ impl Agent {
             tasks.push(("agent-workload-api", Box::pin(serving)));
         }
         tasks
+    }
+}
+
+/// Enrols with what the machine shows; or, where an earlier try may have been answered without our
+/// hearing it, comes back with the key of that try. What is left on the disk by a failure is found by
+/// the next try.
+async fn enrolled(
+    settings: &AgentSettings,
+    joining: Joining,
+    shows: Shows,
+    clock: &Arc<dyn Clock>,
+) -> Result<(Joining, Credentials), UplinkError> {
+    let (roots, was_there) = ([settings.root], joining.was_there());
+    if was_there {
+        match enrol(settings, &roots, joining.key(), Shows::Key, clock).await {
+            Ok(credentials) => return Ok((joining, credentials)),
+            Err(why) if why.is_denied() => {} // it was never bound, or ended since
+            Err(why) => return Err(why),
+        }
+    }
+    match enrol(settings, &roots, joining.key(), shows, clock).await {
+        Ok(credentials) => Ok((joining, credentials)),
+        Err(why) => {
+            // A key that is known there and does not come back is of no use: the next try makes a
+            // fresh one. After every other failure, a denial too, it may be bound: the client asks
+            // twice by itself where something changed meanwhile, and the second time what was
+            // shown is spent.
+            if was_there && why.is_conflict() {
+                joining.give_up();
+            }
+            Err(why)
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::report::Reporter;
 use super::settings::AgentSettings;
 use super::shared::Shared;
 use crate::model::limits::{CERTIFICATE_MAX, CHAIN_MAX};
-use crate::model::{Answer, Ask, Clock, Digest, SecretValue, SpiffeId};
+use crate::model::{Answer, Ask, Clock, Code, Digest, SecretValue, SpiffeId};
 use crate::wire::{Client, ClientError, Credentials, CredentialsError, Enrolled, Shows, enroll};
 
 /// Waits between attempts to connect: the first, and the longest.
@@ -54,8 +54,14 @@ pub(super) enum UplinkError {
 }
 
 impl UplinkError {
-    fn is_denied(&self) -> bool {
+    pub(super) fn is_denied(&self) -> bool {
         matches!(self, Self::Client(why) if why.is_denied())
+    }
+
+    /// Whether the broker said that what was shown, or the key, is taken.
+    pub(super) fn is_conflict(&self) -> bool {
+        let Self::Client(ClientError::Refused(refusal)) = self else { return false };
+        refusal.code == Code::Conflict
     }
 }
 

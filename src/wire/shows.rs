@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::client_error::ClientError;
+use super::leaf::Leaf;
 use super::tls::{self, TlsError};
 use crate::identity::{DeviceProof, device_statement};
 use crate::model::{Ask, Digest, EnrolBy, SecretValue, TrustDomain, join_secret_digest};
@@ -84,6 +85,23 @@ impl fmt::Debug for DeviceCertificate {
 }
 
 impl Shows {
+    /// What tells one proof from another on this machine, in the same words each time: the token, the
+    /// certificate's key, or that it is a pod.
+    pub fn digest(&self) -> Digest {
+        match self {
+            Self::Key => Digest::of(b"key"),
+            Self::Token(token) => known_by(token),
+            Self::Certificate(certificate) => {
+                let leaf = certificate.0.cert.first().map(|leaf| Leaf::parse(leaf));
+                match leaf {
+                    Some(Ok(leaf)) => Digest::of(&leaf.spki),
+                    Some(Err(_)) | None => Digest::of(b"certificate"),
+                }
+            }
+            Self::PodToken(_) => Digest::of(b"kubernetes"),
+        }
+    }
+
     /// The request and its body. `exporter` gives the connection's value where it is asked for.
     pub(super) fn request(
         self,

@@ -22,6 +22,7 @@ mod kill;
 mod line;
 mod lists;
 mod local_http;
+mod lost_answer;
 mod matrix;
 mod postgres;
 mod push;
