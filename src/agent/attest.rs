@@ -248,7 +248,7 @@ impl PeerProcess {
         if matches!(state, 'Z' | 'X' | 'x') { Err(AttestError::Gone) } else { Ok(start) }
     }
 
-    fn text(&self, what: &'static str) -> Result<String, AttestError> {
+    pub(super) fn text(&self, what: &'static str) -> Result<String, AttestError> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let file =
             openat(&self.proc, what, flags, Mode::empty()).map_err(|errno| gone_or(errno, what))?;
@@ -264,7 +264,7 @@ impl PeerProcess {
     }
 
     /// The executable, opened once; `None` where the agent may not.
-    fn exe(&self) -> Option<File> {
+    pub(super) fn exe(&self) -> Option<File> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         openat(&self.proc, "exe", flags, Mode::empty()).ok().map(File::from)
     }
@@ -278,6 +278,11 @@ impl PeerProcess {
         let same = Some((found.dev(), found.ino())) == identity(exe);
         let text = std::str::from_utf8(path.as_os_str().as_bytes()).ok()?;
         (same && path.is_absolute() && text.len() <= PATH_MAX).then(|| text.to_owned())
+    }
+
+    /// Where a link of its directory points, as text.
+    pub(super) fn link(&self, what: &str) -> Result<String, Errno> {
+        readlinkat(&self.proc, what).map(|link| link.to_string_lossy().into_owned())
     }
 
     fn cgroups(&self) -> Result<(Option<String>, Option<Container>), AttestError> {
@@ -294,6 +299,11 @@ impl Attested {
     /// What the kernel says.
     pub fn facts(&self) -> &WorkloadFacts {
         &self.facts
+    }
+
+    /// The process itself.
+    pub(super) fn process(&self) -> &PeerProcess {
+        &self.process
     }
 
     /// Whether the process still runs.
@@ -385,7 +395,7 @@ fn unmapped(id: u32, kind: &str) -> bool {
 }
 
 /// Cgroup paths mean something only where the agent sees the host's own tree.
-fn sees_host_cgroups() -> bool {
+pub(super) fn sees_host_cgroups() -> bool {
     static HOST: OnceLock<bool> = OnceLock::new();
     *HOST.get_or_init(|| {
         std::fs::read_link("/proc/self/ns/cgroup").is_ok_and(|ns| ns == Path::new(HOST_CGROUPS))

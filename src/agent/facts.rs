@@ -5,6 +5,8 @@
 //! second. It writes nothing, starts nothing, and resolves no name.
 
 mod clock_state;
+mod firewall;
+mod flaws;
 mod listeners;
 mod root_disk;
 
@@ -18,6 +20,8 @@ use crate::model::{Clock as _, Digest, SystemClock};
 use crate::posture::{FactName, FactValue, Facts, Unknown};
 
 use clock_state::clock_state;
+use firewall::has_rules;
+use flaws::{vulnerable, weak_words};
 use listeners::open_ports;
 use root_disk::{Layer, covered};
 
@@ -89,17 +93,22 @@ impl Pass {
             line("/sys/kernel/security/lockdown").and_then(|text| chosen(&text)),
         );
         for (name, file) in [
+            (FactName::FS_PROTECTED_FIFOS, "fs/protected_fifos"),
             (FactName::FS_PROTECTED_HARDLINKS, "fs/protected_hardlinks"),
+            (FactName::FS_PROTECTED_REGULAR, "fs/protected_regular"),
             (FactName::FS_PROTECTED_SYMLINKS, "fs/protected_symlinks"),
             (FactName::FS_SUID_DUMPABLE, "fs/suid_dumpable"),
             (FactName::KERNEL_DMESG_RESTRICT, "kernel/dmesg_restrict"),
+            (FactName::KERNEL_IO_URING_DISABLED, "kernel/io_uring_disabled"),
             (FactName::KERNEL_KPTR_RESTRICT, "kernel/kptr_restrict"),
             (FactName::KERNEL_PERF_EVENT_PARANOID, "kernel/perf_event_paranoid"),
             (FactName::KERNEL_RANDOMIZE_VA_SPACE, "kernel/randomize_va_space"),
             (FactName::KERNEL_SYSRQ, "kernel/sysrq"),
             (FactName::KERNEL_TAINTED, "kernel/tainted"),
             (FactName::KERNEL_UNPRIVILEGED_BPF_DISABLED, "kernel/unprivileged_bpf_disabled"),
+            (FactName::NET_BPF_JIT_HARDEN, "net/core/bpf_jit_harden"),
             (FactName::USER_MAX_USER_NAMESPACES, "user/max_user_namespaces"),
+            (FactName::VM_MMAP_MIN_ADDR, "vm/mmap_min_addr"),
             (FactName::YAMA_PTRACE_SCOPE, "kernel/yama/ptrace_scope"),
         ] {
             self.number(name, number(&format!("/proc/sys/{file}")));
@@ -108,15 +117,27 @@ impl Pass {
             (FactName::CRYPTO_FIPS, "crypto/fips_enabled"),
             (FactName::KERNEL_KEXEC_LOAD_DISABLED, "kernel/kexec_load_disabled"),
             (FactName::KERNEL_MODULES_DISABLED, "kernel/modules_disabled"),
+            (FactName::KERNEL_UNPRIVILEGED_USERNS_CLONE, "kernel/unprivileged_userns_clone"),
+            (FactName::NET_IPV4_FORWARD, "net/ipv4/ip_forward"),
+            (FactName::VM_UNPRIVILEGED_USERFAULTFD, "vm/unprivileged_userfaultfd"),
         ] {
             self.bool(name, flag(&format!("/proc/sys/{file}")));
         }
+        let weak = text("/proc/cmdline").map(|text| weak_words(&text));
+        self.state(FactName::KERNEL_CMDLINE_WEAK, weak.map(FactValue::Text));
     }
 
     fn protections(&mut self) {
         self.bool(FactName::APPARMOR_ENABLED, flag("/sys/module/apparmor/parameters/enabled"));
         self.bool(FactName::SELINUX_ENFORCE, flag("/sys/fs/selinux/enforce"));
+        let enforced = flag("/sys/module/module/parameters/sig_enforce");
+        self.bool(FactName::KERNEL_MODULE_SIG_ENFORCE, enforced);
         self.bool(FactName::SECUREBOOT, secureboot());
+        // Without the folder above it nobody can say what is not there.
+        let firmware = Path::new("/sys/firmware").symlink_metadata().map_err(|e| reason(&e));
+        self.bool(FactName::BOOT_UEFI, firmware.and_then(|_| exists("/sys/firmware/efi")));
+        let flaws = Path::new("/sys/devices/system/cpu/vulnerabilities");
+        self.number(FactName::CPU_VULNERABLE, vulnerable(flaws));
         let ima = "/sys/kernel/security/integrity/ima/runtime_measurements_count";
         self.number(FactName::IMA_COUNT, number(ima));
         // Without the class no driver has looked for one, so nobody can say.
@@ -182,6 +203,10 @@ impl Pass {
         self.bool(FactName::NET_LISTEN_ANY, any);
         let list = ports.map(|ports| port_list(ports.into_iter()));
         self.state(FactName::NET_LISTEN_ANY_PORTS, list.map(FactValue::Text));
+        let module = Path::new("/sys/module/nf_tables").symlink_metadata();
+        let rules = module.map_err(|error| reason(&error));
+        let rules = rules.and_then(|_| has_rules().map_err(|error| reason(&error)));
+        self.bool(FactName::NET_NFT_RULES, rules);
     }
 }
 

@@ -211,6 +211,7 @@ pub async fn device(action: DeviceAction, access: &Access, output: &Output) -> R
             }
             Ok(())
         }
+        DeviceAction::Facts { pid } => super::facts::facts(pid, output),
         DeviceAction::Show { id } => {
             let device = device_named(&asking, &id).await?;
             let ask = Ask::DeviceShow { class: device.class, id: device.id };

@@ -11,6 +11,7 @@ mod broker;
 mod ca;
 mod doctor;
 mod entries;
+mod facts;
 mod fault;
 mod federation;
 mod import;
@@ -91,6 +92,7 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
             _ => serve::bench(seconds, rounds, shape.as_deref(), output),
         },
         Command::Run(options) => workload::run(options, &access, output),
+        Command::Device { action: args::DeviceAction::Facts { pid } } => facts::facts(pid, output),
         Command::Doctor { dir } => doctor::doctor(dir.as_deref(), &access, output),
         rest => block_on(async {
             let outcome = asking(rest, &access, output).await;

@@ -185,6 +185,12 @@ pub enum RecoverAction {
 pub enum DeviceAction {
     /// All devices
     List,
+    /// The facts of this machine, or of one of its processes, read now; asks no broker
+    Facts {
+        /// Of this process of this machine
+        #[arg(long, value_name = "PID")]
+        pid: Option<u32>,
+    },
     /// One device with its facts
     Show {
         /// Its id, or the beginning of it

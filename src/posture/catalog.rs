@@ -116,8 +116,12 @@ facts! {
         "/sys/module/apparmor/parameters/enabled";
     BOOT_ID "boot.id" Text Kernel Device steady &[],
         "/proc/sys/kernel/random/boot_id";
+    BOOT_UEFI "boot.uefi" Bool Kernel Device steady &[],
+        "/sys/firmware/efi: the machine was started by UEFI";
     BOOT_UPTIME_S "boot.uptime_s" Number Kernel Device volatile &[],
         "/proc/uptime, whole seconds";
+    CPU_VULNERABLE "cpu.vulnerable" Number Kernel Device steady &[],
+        "/sys/devices/system/cpu/vulnerabilities: flaws that stand as Vulnerable";
     CRYPTO_FIPS "crypto.fips" Bool Kernel Device steady &[],
         "/proc/sys/crypto/fips_enabled";
     DEVICE_ENROLLED "device.enrolled" Bool Kernel Broker steady &[],
@@ -128,18 +132,26 @@ facts! {
         "statvfs of `/`";
     DISK_ROOT_VERITY "disk.root_verity" Bool Kernel Device steady &[],
         "device-mapper below `/`: CRYPT-VERITY on every path";
+    FS_PROTECTED_FIFOS "fs.protected_fifos" Number Kernel Device steady &[],
+        "/proc/sys/fs/protected_fifos";
     FS_PROTECTED_HARDLINKS "fs.protected_hardlinks" Number Kernel Device steady &[],
         "/proc/sys/fs/protected_hardlinks";
+    FS_PROTECTED_REGULAR "fs.protected_regular" Number Kernel Device steady &[],
+        "/proc/sys/fs/protected_regular";
     FS_PROTECTED_SYMLINKS "fs.protected_symlinks" Number Kernel Device steady &[],
         "/proc/sys/fs/protected_symlinks";
     FS_SUID_DUMPABLE "fs.suid_dumpable" Number Kernel Device steady &[],
         "/proc/sys/fs/suid_dumpable";
     IMA_COUNT "ima.count" Number Kernel Device volatile &[],
         "/sys/kernel/security/integrity/ima/runtime_measurements_count";
+    KERNEL_CMDLINE_WEAK "kernel.cmdline_weak" Text Kernel Device steady &[],
+        "/proc/cmdline: words that take protection away, comma-separated; empty if none";
     KERNEL_CORE_PATTERN "kernel.core_pattern" Text Kernel Device steady &[],
         "/proc/sys/kernel/core_pattern";
     KERNEL_DMESG_RESTRICT "kernel.dmesg_restrict" Number Kernel Device steady &[],
         "/proc/sys/kernel/dmesg_restrict";
+    KERNEL_IO_URING_DISABLED "kernel.io_uring_disabled" Number Kernel Device steady &[],
+        "/proc/sys/kernel/io_uring_disabled";
     KERNEL_KEXEC_LOAD_DISABLED "kernel.kexec_load_disabled" Bool Kernel Device steady &[],
         "/proc/sys/kernel/kexec_load_disabled";
     KERNEL_KPTR_RESTRICT "kernel.kptr_restrict" Number Kernel Device steady &[],
@@ -148,6 +160,8 @@ facts! {
         "/sys/kernel/security/lockdown: none, integrity or confidentiality";
     KERNEL_LSM "kernel.lsm" Text Kernel Device steady &[],
         "/sys/kernel/security/lsm, comma-separated in the kernel's order";
+    KERNEL_MODULE_SIG_ENFORCE "kernel.module_sig_enforce" Bool Kernel Device steady &[],
+        "/sys/module/module/parameters/sig_enforce";
     KERNEL_MODULES_DISABLED "kernel.modules_disabled" Bool Kernel Device steady &[],
         "/proc/sys/kernel/modules_disabled";
     KERNEL_PERF_EVENT_PARANOID "kernel.perf_event_paranoid" Number Kernel Device steady &[],
@@ -162,12 +176,20 @@ facts! {
         "/proc/sys/kernel/tainted";
     KERNEL_UNPRIVILEGED_BPF_DISABLED "kernel.unprivileged_bpf_disabled" Number Kernel Device steady &[],
         "/proc/sys/kernel/unprivileged_bpf_disabled";
+    KERNEL_UNPRIVILEGED_USERNS_CLONE "kernel.unprivileged_userns_clone" Bool Kernel Device steady &[],
+        "/proc/sys/kernel/unprivileged_userns_clone, where the distribution has it";
     MACHINE_ID "machine.id" Text Agent Device steady &[],
         "SHA-256 over a label and /etc/machine-id; never the id itself";
+    NET_BPF_JIT_HARDEN "net.bpf_jit_harden" Number Kernel Device steady &[],
+        "/proc/sys/net/core/bpf_jit_harden";
+    NET_IPV4_FORWARD "net.ipv4_forward" Bool Kernel Device steady &[],
+        "/proc/sys/net/ipv4/ip_forward";
     NET_LISTEN_ANY "net.listen_any" Bool Kernel Device steady &[],
         "NETLINK_SOCK_DIAG: a TCP socket listens on every address";
     NET_LISTEN_ANY_PORTS "net.listen_any_ports" Text Kernel Device steady &[],
         "the ports of those sockets, ascending, comma-separated";
+    NET_NFT_RULES "net.nft_rules" Bool Agent Device steady &[],
+        "NETLINK_NETFILTER: the nft ruleset of this network namespace has a rule";
     OS_ID "os.id" Text Agent Device steady &[],
         "/etc/os-release ID";
     OS_PATCH_AGE_DAYS "os.patch_age_days" Number Agent Device steady &[],
@@ -194,6 +216,10 @@ facts! {
         "/sys/class/tpm/tpm0/tpm_version_major";
     USER_MAX_USER_NAMESPACES "user.max_user_namespaces" Number Kernel Device steady &[],
         "/proc/sys/user/max_user_namespaces";
+    VM_MMAP_MIN_ADDR "vm.mmap_min_addr" Number Kernel Device steady &[],
+        "/proc/sys/vm/mmap_min_addr";
+    VM_UNPRIVILEGED_USERFAULTFD "vm.unprivileged_userfaultfd" Bool Kernel Device steady &[],
+        "/proc/sys/vm/unprivileged_userfaultfd";
     YAMA_PTRACE_SCOPE "yama.ptrace_scope" Number Kernel Device steady &[],
         "/proc/sys/kernel/yama/ptrace_scope";
 }

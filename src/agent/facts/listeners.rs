@@ -18,15 +18,15 @@ use nix::sys::time::TimeVal;
 use super::read_bounded;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
+pub(super) const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_DONE: u16 = 3;
 /// NLM_F_REQUEST | NLM_F_DUMP
 const DUMP: u16 = 0x301;
 /// NLM_F_DUMP_INTR: the table changed under the dump.
 const INTERRUPTED: u16 = 0x10;
 /// TCP_LISTEN
 const LISTEN: u8 = 10;
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 const REQUEST: usize = 72;
 const SEQUENCE: u32 = 1;
 /// The kernel fills at most 32 KiB per answer of a dump.
@@ -145,21 +145,21 @@ fn is_any6(address: [u8; 16]) -> bool {
         || address.to_ipv4_mapped().is_some_and(|mapped| mapped.is_unspecified())
 }
 
-fn refusal(message: &[u8]) -> io::Error {
+pub(super) fn refusal(message: &[u8]) -> io::Error {
     let code = u32_at(message, HEADER).map(|code| code.cast_signed().saturating_neg());
     code.map_or_else(|| malformed("a cut refusal"), io::Error::from_raw_os_error)
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..)?.first_chunk().copied()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..)?.first_chunk().copied()?))
 }
 
-fn malformed(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("sock_diag answered with {what}"))
+pub(super) fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("netlink answered with {what}"))
 }
 
 /// The same out of the text tables `tcp` and `tcp6`; a machine without IPv6 has only the first.
