@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use x509_parser::prelude::FromDer as _;
 
 use super::stage::DOMAIN;
-use crate::identity::{Bundle as Roots, Caller, DeviceStatus, Identity, Standing, View};
+use crate::identity::{Bundle as Roots, Caller, DeviceStatus, Identity, Peer, Standing, View};
 use crate::model::{Action, Clock as _, DeviceClass, Digest, SystemClock, TrustDomain};
 use crate::policy::{Bundle, BundleFiles};
 use crate::posture::Posture;
@@ -80,8 +80,13 @@ fn files(domain: &TrustDomain, rules: usize) -> BundleFiles {
     files
 }
 
-/// The operator of the stage, recognised by an identity room of this process.
 fn caller(credentials: &Credentials) -> Result<Caller, String> {
+    let (identity, peer) = recognised(credentials)?;
+    Ok(identity.recognise(&peer, SystemClock.now()))
+}
+
+/// The operator of the stage, and an identity room of this process that recognises it.
+pub(super) fn recognised(credentials: &Credentials) -> Result<(Identity, Peer), String> {
     let domain = credentials.domain.clone();
     let root = credentials.bundle.first().ok_or("no root certificate")?;
     let (_, certificate) =
@@ -100,7 +105,7 @@ fn caller(credentials: &Credentials) -> Result<Caller, String> {
     let identity = Identity::new(view(std::collections::HashMap::new()));
     let peer = identity.peer(&credentials.chain, now).map_err(words)?;
     let extension = match &peer {
-        crate::identity::Peer::Svid(peer) => peer.svid().extension().cloned(),
+        Peer::Svid(peer) => peer.svid().extension().cloned(),
         _ => None,
     };
     let extension = extension.ok_or("the identity names no device")?;
@@ -110,9 +115,8 @@ fn caller(credentials: &Credentials) -> Result<Caller, String> {
         revoked: false,
     };
     identity.install(view([(extension.device, status)].into()));
-    let caller = identity.recognise(&peer, now);
-    match caller.standing() {
-        Standing::Live => Ok(caller),
+    match identity.recognise(&peer, now).standing() {
+        Standing::Live => Ok((identity, peer)),
         other => Err(format!("the operator's identity is {other:?}")),
     }
 }

@@ -17,7 +17,8 @@ use crate::administration::{Administration, Policies};
 use crate::broker::{Connections, Door, Line, LineParts, Port, Rates, Ready};
 use crate::decision_log::{Note, RecordError};
 use crate::identity::Task;
-use crate::model::{Ask, Clock, limits};
+use crate::model::{Ask, Clock, Moment, limits};
+use crate::policy::Bundle;
 use crate::posture::Posture;
 use crate::store::Store;
 use crate::vault::{RootKey, Vault};
@@ -313,7 +314,9 @@ impl RunningBroker {
         let line = Arc::clone(&self.line);
         let mut stop = self.ground.supervisor.stopping();
         self.ground.supervisor.go_on("retention", async move {
+            let mut told = (0, 0);
             loop {
+                told = tell(&line.parts().policy.current(), line.parts().clock.now(), told);
                 tokio::select! {
                     () = tokio::time::sleep(RETENTION) => {}
                     _ = stop.wait_for(|stop| *stop) => return Ok::<_, std::convert::Infallible>(()),
@@ -355,4 +358,17 @@ impl RunningBroker {
             }
         });
     }
+}
+
+/// What the author of the policy should know though nothing is wrong: at the start, after a change,
+/// and daily. Takes and gives which bundle was told of, and how many hours ago.
+fn tell(bundle: &Bundle, now: Moment, (told, hours): (u64, u32)) -> (u64, u32) {
+    if told == bundle.generation() && hours < 23 {
+        return (told, hours + 1);
+    }
+    for warning in bundle.warnings(now.unix_s()) {
+        let (file, line) = (warning.file, warning.line);
+        tracing::warn!(file, line, "policy: {}", warning.message);
+    }
+    (bundle.generation(), 0)
 }

@@ -188,6 +188,12 @@ pub enum Command {
         #[command(subcommand)]
         action: super::federation::FederationAction,
     },
+    /// Profiles of devices: check, explain, test
+    Posture {
+        /// What to do
+        #[command(subcommand)]
+        action: super::posture::PostureAction,
+    },
     /// Policies
     Policy {
         /// What to do
@@ -211,7 +217,8 @@ pub enum Command {
     Restore(RestoreOptions),
     /// Measure a real broker beside a bare QUIC echo of the same sizes
     Bench {
-        /// What: `identity` for SVIDs and the push of entries to a fleet; else requests
+        /// What: `identity` for SVIDs and the push of entries to a fleet, `posture` for facts and
+        /// verdicts; else requests
         #[arg(value_enum)]
         what: Option<BenchWhat>,
         /// Agents of the fleet
@@ -264,6 +271,8 @@ pub fn completions(shell: clap_complete::Shell) -> String {
 pub enum BenchWhat {
     /// SVIDs issued a second, and how fast a change of an entry reaches the agent that needs it
     Identity,
+    /// Facts collected, appraised and looked at again
+    Posture,
 }
 
 #[cfg(test)]

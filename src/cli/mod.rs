@@ -21,6 +21,7 @@ mod logs;
 mod options;
 mod output;
 mod policies;
+mod posture;
 mod secrets;
 mod serve;
 mod workload;
@@ -83,9 +84,19 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
         Command::Login { token, replace } => serve::login(&token, replace, &access, output),
         Command::Recover { action } => serve::recover(action, output),
         Command::Restore(options) => serve::restore(options, output),
-        Command::Bench { what: Some(_), agents, entries, changes, seconds, rounds, .. } => {
-            serve::bench_identity((agents, entries, changes), seconds, rounds, output)
+        Command::Posture { action } if !posture::asks(&action) => posture::posture(action, output),
+        Command::Bench { what: Some(args::BenchWhat::Posture), seconds, .. } => {
+            serve::bench_posture(seconds, output)
         }
+        Command::Bench {
+            what: Some(args::BenchWhat::Identity),
+            agents,
+            entries,
+            changes,
+            seconds,
+            rounds,
+            ..
+        } => serve::bench_identity((agents, entries, changes), seconds, rounds, output),
         Command::Bench { seconds, rounds, shape, echo, ready_file, .. } => match (echo, ready_file)
         {
             (Some(answer), Some(ready)) => serve::echo(answer, &ready, &access),
@@ -135,6 +146,7 @@ async fn asking(command: Command, access: &access::Access, output: &Output) -> R
         Command::Ca { action } => ca::ca(action, access, output).await,
         Command::Federation { action } => federation::federation(action, access, output).await,
         Command::Backup(options) => backup::backup(options, access, output).await,
+        Command::Posture { action } => posture::explain_device(action, access, output).await,
         Command::Policy { action } => policies::policy(action, access, output).await,
         Command::Log { action } => logs::log(action, access, output).await,
         Command::Explain { request } => logs::explain(&request, access, output).await,

@@ -9,11 +9,11 @@ use super::args::PolicyAction;
 use super::fault::Fault;
 use super::output::{Output, printable};
 use super::secrets::unexpected;
-use crate::model::{Answer, Ask, Diagnostic, SecretValue, TrustDomain};
+use crate::model::{Answer, Ask, Clock as _, Diagnostic, SecretValue, SystemClock, TrustDomain};
 use crate::policy::{Bundle, BundleFiles};
 
-/// All faults of a directory, as a compiler shows them.
-fn told(faults: &[Diagnostic], output: &Output) -> Fault {
+/// All faults of a directory, as a compiler shows them; `what` has them.
+pub(super) fn told(faults: &[Diagnostic], what: &str, output: &Output) -> Fault {
     for fault in faults {
         match output.is_json() {
             true => output.text(&serde_json::to_string(fault).unwrap_or_default()),
@@ -21,7 +21,17 @@ fn told(faults: &[Diagnostic], output: &Output) -> Fault {
         }
     }
     let plural = if faults.len() == 1 { "fault" } else { "faults" };
-    Fault::failed(format!("{} {plural} in the policies; nothing was changed", faults.len()))
+    Fault::failed(format!("{} {plural} in the {what}; nothing was changed", faults.len()))
+}
+
+/// What is worth knowing though nothing is wrong: on standard error, so that it fails nothing.
+pub(super) fn warned(warnings: &[Diagnostic], output: &Output) {
+    for warning in warnings {
+        match output.is_json() {
+            true => eprintln!("{}", json!({ "warning": warning })),
+            false => eprintln!("{}", printable(&warning.render_as("warning"))),
+        }
+    }
 }
 
 /// The trust domain that the first row with a SPIFFE ID names.
@@ -32,13 +42,13 @@ fn domain_of(files: &BundleFiles) -> Option<TrustDomain> {
 }
 
 /// The files of a directory. That there is none is told as of any other file.
-fn files_of(dir: &Path, output: &Output) -> Result<BundleFiles, Fault> {
+pub(super) fn files_of(dir: &Path, output: &Output) -> Result<BundleFiles, Fault> {
     std::fs::read_dir(dir).map_err(|error| {
         Fault::failed(format!("can't read `{}`", dir.display()))
             .cause(error.to_string())
             .hint("name the directory that holds policy.csv, posture.toml and tests/")
     })?;
-    BundleFiles::read_dir(dir).map_err(|faults| told(&faults, output))
+    BundleFiles::read_dir(dir).map_err(|faults| told(&faults, "policies", output))
 }
 
 pub fn check(dir: &Path, domain: Option<&str>, output: &Output) -> Result<(), Fault> {
@@ -51,7 +61,9 @@ pub fn check(dir: &Path, domain: Option<&str>, output: &Output) -> Result<(), Fa
             Fault::usage("no row names a trust domain").hint("name it with `--trust-domain NAME`")
         })?,
     };
-    let bundle = Bundle::build(&files, 1, &domain).map_err(|faults| told(&faults, output))?;
+    let bundle =
+        Bundle::build(&files, 1, &domain).map_err(|faults| told(&faults, "policies", output))?;
+    warned(&bundle.warnings(SystemClock.now().unix_s()), output);
     output.result(
         &format!("{} is sound: sha256:{}", dir.display(), bundle.digest()),
         &json!({ "sound": true, "digest": format!("sha256:{}", bundle.digest()) }),
@@ -69,8 +81,9 @@ pub async fn policy(action: PolicyAction, access: &Access, output: &Output) -> R
         PolicyAction::Activate { .. } => {
             let files = files.ok_or_else(|| Fault::failed("there is no policy to send"))?;
             // The broker checks all of it again; here each fault is shown in its place.
-            Bundle::build(&files, 1, &asking.credentials.domain)
-                .map_err(|faults| told(&faults, output))?;
+            let bundle = Bundle::build(&files, 1, &asking.credentials.domain)
+                .map_err(|faults| told(&faults, "policies", output))?;
+            warned(&bundle.warnings(SystemClock.now().unix_s()), output);
             (Ask::PolicyActivate {}, SecretValue::new(files.to_json()))
         }
         PolicyAction::Rollback => (Ask::PolicyRollback {}, SecretValue::empty()),

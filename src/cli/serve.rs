@@ -303,13 +303,22 @@ pub fn bench_identity(
         run: std::time::Duration::from_secs(seconds.clamp(1, 60)),
         rounds: rounds.clamp(1, 9),
     };
-    let told = |line: &serde_json::Value| {
-        let cells = line.as_object().into_iter().flatten();
-        let text: Vec<_> = cells.map(|(key, value)| format!("{key} {value}")).collect();
-        output.result(&text.join("  "), line);
-    };
+    let told = |line: &serde_json::Value| output.result(&cells(line), line);
     app::bench_identity(fleet, &told)
         .map_err(|why| Fault::failed("the measurement did not come to its end").cause(why))
+}
+
+pub fn bench_posture(seconds: u64, output: &Output) -> Result<(), Fault> {
+    let told = |line: &serde_json::Value| output.result(&cells(line), line);
+    app::bench_posture(std::time::Duration::from_secs(seconds.clamp(1, 60)), &told)
+        .map_err(|why| Fault::failed("the measurement did not come to its end").cause(why))
+}
+
+/// One line of figures for people.
+fn cells(line: &serde_json::Value) -> String {
+    let cells = line.as_object().into_iter().flatten();
+    let text: Vec<_> = cells.map(|(key, value)| format!("{key} {value}")).collect();
+    text.join("  ")
 }
 
 pub fn bench(

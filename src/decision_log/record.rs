@@ -82,19 +82,38 @@ pub(super) fn decision(line: &mut Line, origin: &str, decision: &Decision) {
         bundle_serial: decision.bundle_serial(),
         rules: decision.rules(),
     };
-    told.write(line, &mut verdict.held_names());
+    told.write(line, &mut verdict.held_names(), &mut verdict.would_deny_names());
+}
+
+/// A list of names under that key, left out when there are none.
+fn profiles(line: &mut Line, key: &'static str, names: &mut dyn Iterator<Item = &str>) {
+    let mut names = names.peekable();
+    if names.peek().is_some() {
+        line.key(key).list(|line| {
+            for name in names {
+                line.next();
+                line.text(name);
+            }
+        });
+    }
 }
 
 impl Told<'_> {
-    /// Writes the record; `held` are the profiles that hold.
-    pub(super) fn write(&self, line: &mut Line, held: &mut dyn Iterator<Item = &str>) {
+    /// Writes the record; `held` are the profiles that hold, `would_deny` those of them that hold by
+    /// their mode alone.
+    pub(super) fn write(
+        &self,
+        line: &mut Line,
+        held: &mut dyn Iterator<Item = &str>,
+        would_deny: &mut dyn Iterator<Item = &str>,
+    ) {
         line.object(|line| {
             line.key("broker").text(self.broker);
             line.key("dec").object(|line| {
                 line.key("code").text(self.reason.code());
                 line.key("verdict").text(if self.allowed { "allow" } else { "deny" });
             });
-            line.key("dev").object(|line| self.device(line, held));
+            line.key("dev").object(|line| self.device(line, held, would_deny));
             line.key("epochs").object(|line| {
                 line.key("device").number(self.epochs.device);
                 line.key("entry").number(self.epochs.entry);
@@ -109,25 +128,23 @@ impl Told<'_> {
         });
     }
 
-    fn device(&self, line: &mut Line, held: &mut dyn Iterator<Item = &str>) {
+    fn device(
+        &self,
+        line: &mut Line,
+        held: &mut dyn Iterator<Item = &str>,
+        would_deny: &mut dyn Iterator<Item = &str>,
+    ) {
         if let Some(age) = self.age {
             line.key("age_ms").number(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         }
         if let Some(evidence) = self.evidence {
             line.key("evidence").hex(&evidence.0);
         }
-        let mut held = held.peekable();
-        if held.peek().is_some() {
-            line.key("held").list(|line| {
-                for name in held {
-                    line.next();
-                    line.text(name);
-                }
-            });
-        }
+        profiles(line, "held", held);
         if let Some(DeviceId(id)) = self.device {
             line.key("id").hex(&id.0);
         }
+        profiles(line, "would_deny", would_deny);
     }
 
     fn policy(&self, line: &mut Line) {
@@ -341,7 +358,7 @@ mod tests {
 
     fn text(told: &Told<'_>, held: &[&str]) -> String {
         let mut line = Line::default();
-        told.write(&mut line, &mut held.iter().copied());
+        told.write(&mut line, &mut held.iter().copied(), &mut std::iter::empty());
         String::from_utf8(line.into_bytes()).unwrap()
     }
 
@@ -358,6 +375,18 @@ mod tests {
         assert_eq!(value["sub"]["serial"], "5a".repeat(16));
         assert_eq!(value["dev"]["held"], json!(["hardened", "managed"]));
         assert_eq!(value["t"], "2026-11-23T10:15:02.113Z");
+    }
+
+    #[test]
+    fn a_profile_that_only_watches_is_told_beside_those_that_hold() {
+        let (device, serial) = (DeviceId(Digest([1; 32])), Serial([0x5a; 16].into()));
+        let mut line = Line::default();
+        let mut held = ["hardened", "managed"].into_iter();
+        told(&[], &device, &serial).write(&mut line, &mut held, &mut ["hardened"].into_iter());
+        let line = String::from_utf8(line.into_bytes()).unwrap();
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(serde_json::to_string(&value).unwrap(), line, "keys are sorted");
+        assert_eq!(value["dev"]["would_deny"], json!(["hardened"]));
     }
 
     #[test]

@@ -54,7 +54,12 @@ impl Diagnostic {
 
     /// The compiler's picture: place, line and caret.
     pub fn render(&self) -> String {
-        let mut out = format!("error: {}\n", self.message);
+        self.render_as("error")
+    }
+
+    /// The same of something that is no fault, under another word.
+    pub fn render_as(&self, word: &str) -> String {
+        let mut out = format!("{word}: {}\n", self.message);
         let number = self.line.to_string();
         let pad = " ".repeat(number.len());
         let _ = writeln!(out, "{pad}--> {}:{}:{}", self.file, self.line, self.column);

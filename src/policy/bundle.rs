@@ -87,7 +87,9 @@ impl Bundle {
         };
         let mut faults = Vec::new();
         for (file, text) in files.tests() {
-            faults.extend(cases::run(file, text, &rules, &names).err().unwrap_or_default());
+            faults.extend(
+                cases::run(file, text, &rules, (&profiles, &names)).err().unwrap_or_default(),
+            );
         }
         if !faults.is_empty() {
             faults.truncate(DIAGNOSTICS_MAX);
@@ -125,6 +127,35 @@ impl Bundle {
     /// The trust domain that it was built for.
     pub fn domain(&self) -> &TrustDomain {
         &self.rules.domain
+    }
+
+    /// What its author should know at that time (seconds since 1970) though nothing is wrong: of its
+    /// profiles, and of rows that name one that only watches.
+    pub fn warnings(&self, now_s: i64) -> Vec<Diagnostic> {
+        let mut warnings = self.profiles.warnings(now_s);
+        let watched = self.profiles.monitored();
+        let text = self.files.text(POLICY).unwrap_or("");
+        let lines: Vec<&str> = if watched == 0 { vec![] } else { text.lines().collect() };
+        for row in self
+            .rules
+            .set
+            .rows
+            .iter()
+            .filter(|row| self.bits([row.post()].into_iter()) & watched != 0)
+        {
+            if warnings.len() >= DIAGNOSTICS_MAX {
+                break;
+            }
+            let line = usize::try_from(row.line).unwrap_or(0).saturating_sub(1);
+            let source = lines.get(line).copied().unwrap_or("");
+            let at = source.find(row.post()).unwrap_or(0);
+            let message = format!("row `{}` names `{}`, which only watches", row.id(), row.post());
+            let mut told = Diagnostic::at(POLICY, source, at, row.post().len(), message);
+            told.line = line + 1;
+            warnings.push(told);
+        }
+        warnings.truncate(DIAGNOSTICS_MAX);
+        warnings
     }
 
     /// How many rules it has.

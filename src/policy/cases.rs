@@ -1,4 +1,5 @@
-//! The tests that a bundle carries: `tests/*.toml`, run by Casbin each time the bundle is built.
+//! The tests that a bundle carries: `tests/*.toml`, run by Casbin each time the bundle is built; those of
+//! profiles by [`posture_cases`](super::posture_cases).
 //!
 //! A case that can't fail is a fault: an unknown field, a word that no policy knows, an allow that
 //! names no row. The rows that count must be exactly the rows that the case names.
@@ -10,9 +11,11 @@ use toml::Spanned;
 
 use crate::model::limits::DIAGNOSTICS_MAX;
 use crate::model::{Action, Diagnostic, Object, SpiffeId, did_you_mean};
+use crate::posture::Profiles;
 
 use super::judge::{Rules, Seen};
 use super::pattern::UNKNOWN;
+use super::posture_cases::{self, PostureCase};
 use super::scope::Mode;
 use super::values::is_time;
 
@@ -21,6 +24,8 @@ use super::values::is_time;
 struct CaseFile {
     #[serde(default)]
     case: Vec<Case>,
+    #[serde(default)]
+    posture: Vec<PostureCase>,
 }
 
 #[derive(Deserialize)]
@@ -59,7 +64,15 @@ struct Running<'t> {
     faults: Vec<Diagnostic>,
 }
 
-/// Runs the cases of one file; how many there were.
+fn parse(file: &str, text: &str) -> Result<CaseFile, Vec<Diagnostic>> {
+    toml::from_str(text).map_err(|error| {
+        let span = error.span().unwrap_or(0..1);
+        let message = error.message().to_owned();
+        vec![Diagnostic::at(file, text, span.start, span.len().max(1), message)]
+    })
+}
+
+/// Runs the cases of one file; how many there were. `names` are those of the profiles.
 ///
 /// # Errors
 /// Every case that is not sound, and every one that comes out otherwise.
@@ -67,16 +80,13 @@ pub(super) fn run(
     file: &str,
     text: &str,
     rules: &Rules,
-    profiles: &[String],
+    (profiles, names): (&Profiles, &[String]),
 ) -> Result<usize, Vec<Diagnostic>> {
-    let parsed: CaseFile = toml::from_str(text).map_err(|error| {
-        let span = error.span().unwrap_or(0..1);
-        let message = error.message().to_owned();
-        vec![Diagnostic::at(file, text, span.start, span.len().max(1), message)]
-    })?;
-    let mut running = Running { file, text, rules, profiles, faults: Vec::new() };
-    if parsed.case.is_empty() {
-        running.faults.push(Diagnostic::at(file, text, 0, 1, "no [[case]] in this file"));
+    let parsed = parse(file, text)?;
+    let mut running = Running { file, text, rules, profiles: names, faults: Vec::new() };
+    if parsed.case.is_empty() && parsed.posture.is_empty() {
+        let none = Diagnostic::at(file, text, 0, 1, "no [[case]] and no [[posture]] in this file");
+        running.faults.push(none);
     }
     let mut names = BTreeSet::new();
     for case in &parsed.case {
@@ -88,7 +98,23 @@ pub(super) fn run(
             break;
         }
     }
-    if running.faults.is_empty() { Ok(parsed.case.len()) } else { Err(running.faults) }
+    running.faults.extend(posture_cases::run(file, text, &parsed.posture, profiles));
+    let count = parsed.case.len() + parsed.posture.len();
+    if running.faults.is_empty() { Ok(count) } else { Err(running.faults) }
+}
+
+/// Runs only the cases of profiles; how many there were.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn run_postures(
+    file: &str,
+    text: &str,
+    profiles: &Profiles,
+) -> Result<usize, Vec<Diagnostic>> {
+    let parsed = parse(file, text)?;
+    let faults = posture_cases::run(file, text, &parsed.posture, profiles);
+    if faults.is_empty() { Ok(parsed.posture.len()) } else { Err(faults) }
 }
 
 impl Running<'_> {
@@ -230,7 +256,9 @@ rows = ["pay"]
             domain: TrustDomain::parse("d").unwrap(),
             memory: Default::default(),
         };
-        let list = run("tests/t.toml", text, &rules, &profiles).err().unwrap_or_default();
+        let list = run("tests/t.toml", text, &rules, (&Profiles::default(), &profiles))
+            .err()
+            .unwrap_or_default();
         list.into_iter().map(|f| format!("{}:{} {}", f.line, f.column, f.message)).collect()
     }
 

@@ -22,6 +22,8 @@ mod native;
 mod outcome;
 mod parser;
 mod pattern;
+mod posture_cases;
+mod profile_tools;
 mod request;
 mod rows;
 mod scope;
@@ -34,3 +36,6 @@ pub use bundle::{Bundle, Policy};
 pub use decision::{Decision, Generations, Ruled};
 pub use explain::{Explanation, RowCheck};
 pub use files::BundleFiles;
+pub use profile_tools::{
+    CheckedProfiles, ExplainError, check_profiles, explain_profiles, test_profiles,
+};

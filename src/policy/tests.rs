@@ -607,7 +607,7 @@ fn every_row_that_the_default_policies_propose_passes_with_their_tests() {
 fn the_default_policies_pass_and_keep_values_from_operators() {
     let domain = TrustDomain::parse("prod.example").unwrap();
     let files = BundleFiles::defaults(&domain);
-    let bundle = Bundle::build_with(&files, 1, &domain, Arc::default(), profiles());
+    let bundle = Bundle::build(&files, 1, &domain);
     let bundle = bundle.unwrap_or_else(|faults| panic!("{faults:#?}"));
     let ask = |sub: &str, action, object: &str| {
         let sub = format!("spiffe://prod.example/doorward/{sub}");

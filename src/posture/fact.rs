@@ -26,7 +26,7 @@ impl fmt::Display for FactName {
 }
 
 /// A known value.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum FactValue {
     /// Yes or no.

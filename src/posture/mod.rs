@@ -6,9 +6,14 @@
 
 mod catalog;
 mod evidence;
+mod explained;
 mod fact;
+mod notice;
 mod profile;
 mod profile_file;
+#[cfg(test)]
+mod properties;
+mod refset;
 mod requirement;
 mod requirement_file;
 mod room;
@@ -18,8 +23,11 @@ mod verdict;
 
 pub use catalog::{FactKind, FactRow, Origin};
 pub use evidence::{Challenge, Claims, EXPORTER_LABEL, EvidenceError};
+pub use explained::{Asked, Explained};
 pub use fact::{Fact, FactError, FactName, FactValue, Facts, Rank, Unknown};
 pub use profile::{Mode, Profile, Profiles};
+pub use profile_file::parse_age;
+pub use refset::parse_moment;
 pub use requirement::Tri;
 pub use room::Posture;
 pub use session_key::{EvidenceKey, EvidenceKeyError, Signed};

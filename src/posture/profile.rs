@@ -1,12 +1,16 @@
 //! Profiles: named sets of requirements, each with the age that its evidence may have.
 //!
-//! A profile in mode `monitor` is for trying it out: it counts as held by every device whose
-//! evidence is fresh, and the verdict remembers who would have been refused. Freshness is never
-//! suspended: a device that fell silent holds no profile, whatever its mode.
+//! A profile in mode `monitor` is for trying it out: what it adds to the profile that it extends is
+//! judged and not asked for, and the verdict remembers who would have been refused. What it
+//! takes over from a profile that refuses is asked for as ever, and freshness is never suspended: a
+//! device that fell silent holds no profile, whatever its mode.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::fact::Facts;
+use super::explained::{Explained, millis};
+use super::fact::{FactName, Facts};
+use super::notice::Notice;
 use super::profile_file;
 use super::requirement::{Ground, Requirement, Tri};
 use crate::model::Diagnostic;
@@ -20,8 +24,18 @@ pub enum Mode {
     /// Devices that do not meet it do not hold it.
     #[default]
     Enforce,
-    /// Devices that do not meet it hold it, and the verdict says so.
+    /// Devices that do not meet what it adds hold it, and the verdict says so.
     Monitor,
+}
+
+impl Mode {
+    /// The word in files and reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Monitor => "monitor",
+        }
+    }
 }
 
 /// One profile, inheritance resolved.
@@ -33,27 +47,78 @@ pub struct Profile {
     pub max_age: Duration,
     /// Whether it refuses or only watches.
     pub mode: Mode,
+    /// So many of the requirements, the first ones, are asked for in mode `monitor` too.
+    pub(super) floor: usize,
     pub(super) requirements: Vec<Requirement>,
 }
 
+/// When facts are judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct When {
+    /// Age of the evidence; zero to ask what fresh evidence would give.
+    pub(super) age: Duration,
+    /// Seconds since 1970: reference values end.
+    pub(super) now_s: i64,
+}
+
+impl When {
+    /// The same as if the evidence were of this moment.
+    pub(super) fn fresh(self) -> Self {
+        Self { age: Duration::ZERO, ..self }
+    }
+}
+
 impl Profile {
+    fn ground<'a>(&self, facts: &'a Facts, when: When) -> Ground<'a> {
+        Ground { facts, age: when.age, max_age: self.max_age, now_s: when.now_s }
+    }
+
     /// The plain value of its requirements, mode aside.
-    fn judge(&self, facts: &Facts, age: Duration) -> Tri {
-        let ground = Ground { facts, age, max_age: self.max_age };
+    fn meets(&self, facts: &Facts, when: When) -> Tri {
+        let ground = self.ground(facts, when);
         Tri::all(self.requirements.iter().map(|requirement| requirement.judge(ground)))
     }
 
-    /// One line for each requirement, for explanations.
-    pub(super) fn explain(&self, facts: &Facts, age: Duration) -> Vec<String> {
-        let ground = Ground { facts, age, max_age: self.max_age };
-        let mut lines = Vec::new();
+    /// What policies see, and whether only its mode makes it hold.
+    fn judge(&self, facts: &Facts, when: When) -> (Tri, bool) {
+        let meets = self.meets(facts, when);
+        if meets == Tri::True || self.mode == Mode::Enforce {
+            return (meets, false);
+        }
+        if when.age > self.max_age {
+            return (Tri::Unknown, false);
+        }
+        let ground = self.ground(facts, when);
+        let asked = self.requirements.iter().take(self.floor);
+        let floor = Tri::all(asked.map(|requirement| requirement.judge(ground)));
+        (floor, floor == Tri::True)
+    }
+
+    /// Requirement by requirement.
+    pub(super) fn explain(&self, facts: &Facts, when: When) -> Explained {
+        let ground = self.ground(facts, when);
+        let (result, would_deny) = self.judge(facts, when);
+        let mut requirements = Vec::new();
         for requirement in &self.requirements {
-            requirement.explain(ground, 0, &mut lines);
+            requirement.explain(ground, 0, true, &mut requirements);
         }
-        if self.mode == Mode::Monitor {
-            lines.push("the profile is in mode monitor: fresh evidence holds it".to_owned());
+        Explained {
+            profile: self.name.clone(),
+            mode: self.mode.word(),
+            meets: self.meets(facts, when),
+            result,
+            would_deny,
+            max_age_s: self.max_age.as_secs(),
+            age_ms: millis(when.age),
+            requirements,
         }
-        lines
+    }
+
+    /// The facts that it asks for.
+    fn facts(&self) -> BTreeSet<FactName> {
+        let mut facts = BTreeSet::new();
+        self.requirements.iter().for_each(|requirement| requirement.facts(&mut facts));
+        facts
     }
 }
 
@@ -91,7 +156,13 @@ pub struct Profiles {
     pub(super) all: Vec<Profile>,
     /// Every age limit that occurs, ascending: between two of them nothing can change by ageing.
     ages: Vec<Duration>,
+    /// Every end of a reference value that occurs, ascending; likewise.
+    ends: Vec<i64>,
+    notices: Vec<Notice>,
 }
+
+/// Between which limits of age and ends of reference values a moment lies.
+pub(super) type Stretch = (usize, usize);
 
 impl Profiles {
     /// Parses posture.toml; every fault at once, with caret.
@@ -99,7 +170,8 @@ impl Profiles {
     /// # Errors
     /// All faults of the file, in the order of their places.
     pub fn parse(file: &str, text: &str) -> Result<Self, Vec<Diagnostic>> {
-        profile_file::parse(file, text).map(Self::new)
+        let (all, notices) = profile_file::parse(file, text)?;
+        Ok(Self { notices, ..Self::new(all) })
     }
 
     /// From profiles in the order of their names, at most 32.
@@ -110,7 +182,13 @@ impl Profiles {
         }
         ages.sort_unstable();
         ages.dedup();
-        Self { all, ages }
+        let mut ends = Vec::new();
+        for requirement in all.iter().flat_map(|profile| &profile.requirements) {
+            requirement.ends(&mut ends);
+        }
+        ends.sort_unstable();
+        ends.dedup();
+        Self { all, ages, ends, notices: Vec::new() }
     }
 
     /// Position of the profile of that name.
@@ -139,30 +217,76 @@ impl Profiles {
         self.ages.first().copied().unwrap_or(DEFAULT_MAX_AGE)
     }
 
-    /// Which of the stretches between age limits an age lies in.
-    pub(super) fn stretch(&self, age: Duration) -> usize {
-        self.ages.partition_point(|limit| *limit < age)
+    /// Which of the stretches between limits and ends a moment lies in.
+    pub(super) fn stretch(&self, when: When) -> Stretch {
+        let age = self.ages.partition_point(|limit| *limit < when.age);
+        (age, self.ends.partition_point(|end| *end <= when.now_s))
     }
 
-    /// Judges facts of that age by every profile.
-    pub(super) fn evaluate(&self, facts: &Facts, age: Duration) -> Outcome {
-        let aged: Vec<Tri> = self.all.iter().map(|profile| profile.judge(facts, age)).collect();
-        let fresh = |profile: &Profile| profile.judge(facts, Duration::ZERO);
-        let is = |at: usize, value: Tri| aged.get(at) == Some(&value);
+    /// Judges facts by every profile.
+    pub(super) fn evaluate(&self, facts: &Facts, when: When) -> Outcome {
         let mut outcome = Outcome { held: 0, unknown: 0, stale: 0, would_deny: 0 };
-        for (at, (profile, bit)) in self.all.iter().zip(bits()).enumerate() {
-            let ended = is(at, Tri::Unknown) && fresh(profile) != Tri::Unknown;
-            if is(at, Tri::True) {
-                outcome.held |= bit;
-            } else if profile.mode == Mode::Monitor && age <= profile.max_age {
-                outcome.held |= bit;
-                outcome.would_deny |= bit;
-            } else if is(at, Tri::Unknown) || profile.mode == Mode::Monitor {
-                outcome.unknown |= bit;
-                outcome.stale |= if ended || profile.mode == Mode::Monitor { bit } else { 0 };
+        for (profile, bit) in self.all.iter().zip(bits()) {
+            match profile.judge(facts, when) {
+                (Tri::True, only_by_mode) => {
+                    outcome.held |= bit;
+                    outcome.would_deny |= if only_by_mode { bit } else { 0 };
+                }
+                (Tri::Unknown, _) => {
+                    let fresh = profile.judge(facts, when.fresh()).0;
+                    outcome.unknown |= bit;
+                    outcome.stale |= if fresh == Tri::Unknown { 0 } else { bit };
+                }
+                (Tri::False, _) => {}
             }
         }
         outcome
+    }
+
+    /// What an author should know at that time (seconds since 1970): values that end soon or have
+    /// ended, profiles that only watch, sets that nobody names.
+    pub fn warnings(&self, now_s: i64) -> Vec<Diagnostic> {
+        self.notices.iter().filter_map(|notice| notice.at(now_s)).collect()
+    }
+
+    /// The bits of profiles that only watch.
+    pub fn monitored(&self) -> u32 {
+        let watching = |(profile, bit): (&Profile, u32)| {
+            if profile.mode == Mode::Monitor { bit } else { 0 }
+        };
+        self.all.iter().zip(bits()).map(watching).fold(0, |sum, bit| sum | bit)
+    }
+
+    /// Why a profile comes out as it does on facts of that age at that time (seconds since 1970);
+    /// `None` if there is none of the name.
+    pub fn explain(
+        &self,
+        name: &str,
+        facts: &Facts,
+        age: Duration,
+        now_s: i64,
+    ) -> Option<Explained> {
+        self.profile(name).map(|profile| profile.explain(facts, When { age, now_s }))
+    }
+
+    /// The facts that keep a profile from being met; none if it is. `None` if there is no such profile.
+    pub fn lacking(
+        &self,
+        name: &str,
+        facts: &Facts,
+        age: Duration,
+        now_s: i64,
+    ) -> Option<BTreeSet<FactName>> {
+        let profile = self.profile(name)?;
+        let ground = profile.ground(facts, When { age, now_s });
+        let mut lacking = BTreeSet::new();
+        profile.requirements.iter().for_each(|asked| asked.lacking(ground, &mut lacking));
+        Some(lacking)
+    }
+
+    /// Every fact that some profile asks for.
+    pub fn facts(&self) -> BTreeSet<FactName> {
+        self.all.iter().flat_map(Profile::facts).collect()
     }
 
     /// The canonical text of an outcome: `|a=t|b=u|`, false left out, `|` alone for nothing.
@@ -187,6 +311,7 @@ impl Profiles {
             name: (*name).to_owned(),
             max_age: DEFAULT_MAX_AGE,
             mode: Mode::Enforce,
+            floor: 0,
             requirements: Vec::new(),
         };
         Self::new(names.iter().map(profile).collect())
@@ -246,8 +371,12 @@ require = [
         facts
     }
 
+    fn when(age_s: u64) -> When {
+        When { age: Duration::from_secs(age_s), now_s: 0 }
+    }
+
     fn label(profiles: &Profiles, facts: &Facts, age_s: u64) -> String {
-        let outcome = profiles.evaluate(facts, Duration::from_secs(age_s));
+        let outcome = profiles.evaluate(facts, when(age_s));
         profiles.label(outcome.held, outcome.unknown)
     }
 
@@ -315,9 +444,9 @@ require = [ { fact = "secureboot", eq = true, min_rank = "measured" } ]"#;
         assert_eq!(label(&profiles, &good(), 60), "|hardened=t|managed=t|");
         assert_eq!(label(&profiles, &good(), 61), "|attested=u|hardened=u|managed=t|");
         assert_eq!(label(&profiles, &good(), 121), "|attested=u|hardened=u|managed=u|");
-        let outcome = profiles.evaluate(&good(), Duration::from_secs(61));
+        let outcome = profiles.evaluate(&good(), when(61));
         assert_eq!(outcome.stale, 0b011, "both would be known if they were fresh");
-        let unknown = profiles.evaluate(&Facts::default(), Duration::from_secs(61));
+        let unknown = profiles.evaluate(&Facts::default(), when(61));
         assert_eq!(unknown.stale & 0b010, 0, "hardened would be unknown anyway");
     }
 
@@ -325,20 +454,108 @@ require = [ { fact = "secureboot", eq = true, min_rank = "measured" } ]"#;
     fn a_monitored_profile_is_held_while_fresh_and_remembers() {
         let text = FILE.replace("mode = \"enforce\"", "mode = \"monitor\"");
         let profiles = Profiles::parse("posture.toml", &text).unwrap();
-        let met = profiles.evaluate(&good(), Duration::ZERO);
+        let met = profiles.evaluate(&good(), when(0));
         assert_eq!((met.held, met.would_deny), (0b110, 0));
-        let unmet = profiles.evaluate(&Facts::default(), Duration::ZERO);
+        let unmet = profiles.evaluate(&Facts::default(), when(0));
         assert_eq!((unmet.held, unmet.would_deny), (0b110, 0b010));
-        let silent = profiles.evaluate(&Facts::default(), Duration::from_secs(61));
+        let silent = profiles.evaluate(&Facts::default(), when(61));
         assert_eq!((silent.held, silent.would_deny, silent.stale & 0b010), (0b100, 0, 0b010));
         let profile = profiles.profile("hardened").unwrap();
-        let lines = profile.explain(&good(), Duration::from_secs(5)).join("\n");
+        let lines = profile.explain(&good(), when(5)).lines().join("\n");
         assert!(lines.contains("kernel.tainted mask_clear [unsigned_module"), "{lines}");
         assert!(
             lines
                 .contains("\nany of: true\n  selinux.enforce eq true: false; it is false (kernel)"),
             "{lines}"
         );
-        assert!(lines.ends_with("mode monitor: fresh evidence holds it"), "{lines}");
+        assert!(lines.ends_with("what it adds is judged and not asked for"), "{lines}");
+    }
+
+    #[test]
+    fn a_monitored_profile_opens_no_further_than_the_one_that_it_extends() {
+        let text = r#"
+[profile.base]
+require = [ { fact = "secureboot", eq = true } ]
+[profile.trial]
+extends = "base"
+mode = "monitor"
+require = [ { fact = "disk.root_crypt", eq = true } ]
+[profile.trial2]
+extends = "trial"
+mode = "monitor"
+require = [ { fact = "swap.active", eq = false } ]
+[profile.strict]
+extends = "trial"
+"#;
+        let profiles = Profiles::parse("posture.toml", text).unwrap();
+        let facts = |boot: Option<bool>, crypt: bool| {
+            let mut facts = Facts::default();
+            let boot = boot.map(FactValue::Bool).ok_or(Unknown::Denied);
+            facts.state(FactName::SECUREBOOT, boot).unwrap();
+            facts.state(FactName::DISK_ROOT_CRYPT, Ok(FactValue::Bool(crypt))).unwrap();
+            facts
+        };
+        let all = label(&profiles, &facts(Some(true), true), 0);
+        assert_eq!(all, "|base=t|strict=t|trial=t|trial2=t|");
+        let trial = label(&profiles, &facts(Some(true), false), 0);
+        assert_eq!(trial, "|base=t|trial=t|trial2=t|", "what they add is not asked for");
+        assert_eq!(label(&profiles, &facts(Some(false), true), 0), "|", "what they take over is");
+        let unknown = label(&profiles, &facts(None, true), 0);
+        assert_eq!(unknown, "|base=u|strict=u|trial=u|trial2=u|");
+        let outcome = profiles.evaluate(&facts(Some(true), false), when(0));
+        assert_eq!(outcome.would_deny, 0b1100);
+        assert_eq!(profiles.monitored(), 0b1100);
+        let told: Vec<String> =
+            profiles.warnings(0).into_iter().map(|warning| warning.message).collect();
+        assert_eq!(told.len(), 2);
+        assert!(told[0].contains("`trial` only watches") && told[0].contains("`base`"), "{told:?}");
+    }
+
+    #[test]
+    fn a_reference_value_ends_and_is_told_of_before() {
+        let day = 86_400;
+        let text = r#"
+[profile.image]
+require = [ { fact = "os.version", in_refset = "images" } ]
+[refset.images]
+values = [ { value = "12", label = "bookworm", until = "1970-03-01" },
+           { value = "13", label = "trixie" } ]
+[refset.unused]
+values = [ { value = 1, label = "one" } ]
+"#;
+        let profiles = Profiles::parse("posture.toml", text).unwrap();
+        let end = 59 * day;
+        let held = |version: &str, now_s: i64| {
+            let mut facts = Facts::default();
+            facts.state(FactName::OS_VERSION, Ok(FactValue::Text(version.into()))).unwrap();
+            let when = When { age: Duration::ZERO, now_s };
+            let outcome = profiles.evaluate(&facts, when);
+            assert_eq!(outcome.unknown, 0);
+            (outcome.held, profiles.stretch(when).1)
+        };
+        assert_eq!(held("12", end - 1), (1, 0));
+        assert_eq!(held("12", end), (0, 1), "half-open; and no cached verdict outlives it");
+        assert_eq!((held("13", end).0, held("11", 0).0), (1, 0));
+        let told = |now_s: i64| -> Vec<String> {
+            let all = profiles.warnings(now_s).into_iter();
+            all.map(|told| format!("{}:{} {}", told.line, told.column, told.message)).collect()
+        };
+        let unused = "7:9 no profile names the reference set `unused`".to_owned();
+        assert_eq!(told(end - 31 * day), std::slice::from_ref(&unused));
+        assert_eq!(
+            told(end - 30 * day),
+            ["5:22 bookworm of `images` ends 1970-03-01T00:00:00Z", unused.as_str()]
+        );
+        assert!(told(end)[0].contains("ended 1970-03-01T00:00:00Z: it matches nothing any more"));
+        let mut facts = Facts::default();
+        facts.state(FactName::OS_VERSION, Ok(FactValue::Text("12".into()))).unwrap();
+        let why = profiles.explain("image", &facts, Duration::ZERO, end).unwrap();
+        assert_eq!(
+            why.lines(),
+            [
+                "os.version in_refset images: false; it is \"12\" (agent); bookworm ended 1970-03-01T00:00:00Z"
+            ]
+        );
+        assert_eq!(why.mends(), ["os.version must be in_refset images"]);
     }
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::notice::{self, Notice};
 use super::profile::{DEFAULT_MAX_AGE, Mode, Profile};
+use super::refset::{RefSets, refsets};
 use super::requirement::Requirement;
 use super::requirement_file::requirements;
 use crate::model::limits::{
-    MAX_AGE_MAX, POSTURE_FILE_MAX, PROFILES_MAX, REQUIREMENTS_MAX, SEGMENT_MAX,
+    DIAGNOSTICS_MAX, MAX_AGE_MAX, POSTURE_FILE_MAX, PROFILES_MAX, REQUIREMENTS_MAX, SEGMENT_MAX,
 };
 use crate::model::{Diagnostic, did_you_mean};
 
@@ -31,8 +33,11 @@ pub(super) struct Faults<'t> {
 }
 
 impl Faults<'_> {
-    /// Notes a fault.
+    /// Notes a fault. Telling the place of one costs a look over the file, so there is a most.
     pub(super) fn add(&mut self, at: Place, message: impl Into<String>, help: Option<String>) {
+        if self.found.len() >= DIAGNOSTICS_MAX {
+            return;
+        }
         let length = at.end.saturating_sub(at.start);
         let fault = Diagnostic::at(self.file, self.text, at.start, length, message);
         let fault = match help {
@@ -53,7 +58,7 @@ impl Faults<'_> {
 
     /// A duration such as `60s`, `2m` or `1h`.
     pub(super) fn duration(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Duration> {
-        let read = value.get_ref().as_str().and_then(duration);
+        let read = value.get_ref().as_str().and_then(parse_age);
         let fault = match read {
             None => "a duration is a whole number with s, m or h",
             Some(age) if age < MAX_AGE_MIN => "evidence comes every 2 s at most: 3 s is the least",
@@ -78,7 +83,8 @@ impl Faults<'_> {
     }
 }
 
-fn duration(text: &str) -> Option<Duration> {
+/// An age such as `0s`, `90s`, `2m` or `1h`.
+pub fn parse_age(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let unit = match unit {
         "s" => 1,
@@ -100,11 +106,14 @@ struct Draft {
     require: Vec<Requirement>,
 }
 
-/// The profiles of a file, in order of their names.
+/// The profiles of a file, in order of their names, and what an author should know of them.
 ///
 /// # Errors
-/// Every fault, in the order of their places.
-pub(super) fn parse(file: &str, text: &str) -> Result<Vec<Profile>, Vec<Diagnostic>> {
+/// Every fault up to a bound, in the order of their places.
+pub(super) fn parse(
+    file: &str,
+    text: &str,
+) -> Result<(Vec<Profile>, Vec<Notice>), Vec<Diagnostic>> {
     let mut faults = Faults { file, text, found: Vec::new() };
     if text.len() > POSTURE_FILE_MAX {
         let message =
@@ -115,21 +124,25 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Vec<Profile>, Vec<Diagnost
     for error in errors.iter().take(100) {
         faults.add(error.span().unwrap_or(0..1), error.message().to_owned(), None);
     }
-    let profiles = if errors.is_empty() { read_file(table.get_ref(), &mut faults) } else { vec![] };
+    let read = match errors.is_empty() {
+        true => read_file(table.get_ref(), &mut faults),
+        false => (vec![], vec![]),
+    };
     if faults.found.is_empty() {
-        return Ok(profiles);
+        return Ok(read);
     }
     faults.found.sort_by_key(|(at, _)| *at);
     Err(faults.found.into_iter().map(|(_, fault)| fault).collect())
 }
 
-fn read_file(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Vec<Profile> {
+fn read_file(table: &DeTable<'_>, faults: &mut Faults<'_>) -> (Vec<Profile>, Vec<Notice>) {
     let mut drafts = BTreeMap::new();
+    let sets = refsets(table, faults);
     for (key, value) in table {
         match (key.get_ref().as_ref(), value.get_ref().as_table()) {
             ("profile", Some(profiles)) => {
                 for (name, value) in profiles {
-                    let draft = read_profile(name, value, faults);
+                    let draft = read_profile(name, value, &sets, faults);
                     drafts.insert(name.get_ref().to_string(), draft);
                 }
             }
@@ -140,11 +153,8 @@ fn read_file(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Vec<Profile> {
                     Some("write [profile.<name>]".into()),
                 );
             }
-            ("refset", _) => {
-                let help = "no reference value can be measured before a TPM endorses evidence";
-                faults.add(key.span(), "reference sets are not supported yet", Some(help.into()));
-            }
-            (other, _) => faults.unknown_key(key.span(), other, &["profile"]),
+            ("refset", _) => {} // read already: profiles name them
+            (other, _) => faults.unknown_key(key.span(), other, &["profile", "refset"]),
         }
     }
     if let Some(extra) = drafts.values().map(|draft| &draft.place).max_by_key(|place| place.start)
@@ -156,12 +166,23 @@ fn read_file(table: &DeTable<'_>, faults: &mut Faults<'_>) -> Vec<Profile> {
             None,
         );
     }
-    resolve(&drafts, faults)
+    let profiles = resolve(&drafts, faults);
+    let (file, text) = (faults.file, faults.text);
+    let mut notices = notice::of_sets(file, text, &sets, &profiles);
+    for profile in &profiles {
+        let Some(draft) = drafts.get(&profile.name) else { continue };
+        let line = ancestry(&profile.name, &drafts).unwrap_or_default();
+        let enforced = line.iter().skip(1).find(|draft| draft.mode == Mode::Enforce);
+        let above = enforced.and_then(|above| text.get(above.place.clone()));
+        notices.extend(notice::of_mode(file, text, profile, above, draft.place.clone()));
+    }
+    (profiles, notices)
 }
 
 fn read_profile(
     name: &Spanned<toml::de::DeString<'_>>,
     value: &Spanned<DeValue<'_>>,
+    sets: &RefSets,
     faults: &mut Faults<'_>,
 ) -> Draft {
     check_name(name, faults);
@@ -183,7 +204,7 @@ fn read_profile(
             }
             "max_age" => draft.max_age = faults.duration(value).map(|age| (age, value.span())),
             "mode" => draft.mode = mode(value, faults),
-            "require" => draft.require = requirements(value, 0, faults),
+            "require" => draft.require = requirements(value, 0, sets, faults),
             "quote_max_age" => {
                 faults.add(
                     key.span(),
@@ -291,7 +312,11 @@ fn one(name: &str, draft: &Draft, line: &[&Draft], faults: &mut Faults<'_>) -> P
         faults.add(draft.place.clone(), message, None);
     }
     let max_age = own.or(inherited).unwrap_or(DEFAULT_MAX_AGE);
-    Profile { name: name.to_owned(), max_age, mode: draft.mode, requirements }
+    // What it takes over from a profile that refuses is asked for in mode monitor too.
+    let above = line.iter().skip(1).position(|draft| draft.mode == Mode::Enforce);
+    let enforced = above.and_then(|above| line.get(above + 1..)).unwrap_or_default();
+    let floor = enforced.iter().map(|draft| draft.require.len()).sum();
+    Profile { name: name.to_owned(), max_age, mode: draft.mode, floor, requirements }
 }
 
 #[cfg(test)]
@@ -336,8 +361,8 @@ values = []
                 r#"5:11 no such profile: "aa" (did you mean `a`?)"#,
                 r#"6:1 no such key: "requires" (did you mean `require`?)"#,
                 r#"8:8 a mode is "enforce" or "monitor""#,
-                "9:13 a requirement has exactly one predicate (the predicates are eq, ne, in, le, ge, mask_clear, version_ge)",
-                "10:2 reference sets are not supported yet (no reference value can be measured before a TPM endorses evidence)",
+                "9:13 a requirement has exactly one predicate (the predicates are eq, ne, in, le, ge, mask_clear, version_ge, in_refset)",
+                r#"10:9 the set has no values, so nothing could match (write values = [ { value = …, label = "…", until = "2027-03-01" } ])"#,
                 r#"12:2 no such key: "profil" (did you mean `profile`?)"#,
             ]
         );
@@ -364,7 +389,7 @@ values = []
     #[test]
     fn what_means_less_than_it_says_is_refused() {
         let good = profile(r#"require = [{ fact = "secureboot", eq = true }]"#);
-        assert_eq!(parse("posture.toml", &good).unwrap().len(), 1);
+        assert_eq!(parse("posture.toml", &good).unwrap().0.len(), 1);
         for (body, want) in [
             ("", "requires nothing"),
             ("require = []", "an empty list"),
@@ -399,7 +424,8 @@ values = []
                 r#"require = [{ fact = "secureboot", eq = true, source = "external:x" }]"#,
                 "not supported yet",
             ),
-            (r#"require = [{ fact = "secureboot", in_refset = "x" }]"#, "not supported yet"),
+            (r#"require = [{ fact = "os.version", in_refset = "x" }]"#, "no such reference set"),
+            (r#"require = [{ fact = "workload.uid", eq = 0 }]"#, "a fact of a process"),
             (r#"require = [{ fact = "secureboot", any = [] }]"#, "exactly one of fact"),
             ("quote_max_age = \"1h\"", "not supported yet"),
             ("max_age = 60", "a duration is"),
@@ -427,12 +453,52 @@ values = []
             format!("{parent}[profile.q]\nextends = \"p\"\n{age}\n")
         };
         let ages = |text: &str| -> Vec<u64> {
-            parse("f", text).unwrap().iter().map(|profile| profile.max_age.as_secs()).collect()
+            parse("f", text).unwrap().0.iter().map(|profile| profile.max_age.as_secs()).collect()
         };
         assert_eq!(ages(&text("")), [60, 60]);
         assert_eq!(ages(&text("max_age = \"5s\"")), [60, 5]);
         let found = faults(&text("max_age = \"2m\""));
         assert!(found[0].starts_with("6:11 the profile would be laxer"), "{found:?}");
+    }
+
+    #[test]
+    fn faults_of_reference_sets_have_their_places() {
+        let text = r#"[refset.images]
+values = [ { value = "12", label = "bookworm" }, { value = "12", label = "twice" },
+  { value = 13, label = "number" }, { value = "14" }, { sha256 = "AB", label = "x" },
+  { value = "15", label = "x", until = "2027-02-30" }, { label = "none" }, 7,
+  { value = "16", label = "x", end = "2027-01-01" }, { value = true, label = "x" } ]
+[refset.Bad]
+values = [ { value = "1", label = "x" } ]
+extra = 1
+[profile.p]
+require = [ { fact = "os.version", in_refset = "image" }, { fact = "secureboot", in_refset = "images" } ]
+"#;
+        assert_eq!(
+            faults(text),
+            [
+                "2:60 this value stands twice in the set",
+                "3:13 the values of a set are of one type; this is another",
+                "3:37 a reference value needs a label (say what it is, for example label = \"image of March\")",
+                "3:66 a SHA-256 is 64 digits of 0-9 and a-f",
+                "4:40 not a date (write \"2027-03-01\" (its begin, UTC) or \"2027-03-01T12:00:00Z\")",
+                "4:56 it must be exactly one of value and sha256",
+                "4:76 a reference value is a table (write { value = …, label = \"…\" })",
+                "5:32 no such key: \"end\" (known are value, sha256, label, until)",
+                "5:64 a reference value is text of at most 512 bytes, or a whole number",
+                "6:9 \"Bad\" can't be a set's name (a name is a-z, 0-9, `-` and `_`, at most 128 characters)",
+                "8:1 no such key: \"extra\" (known are values)",
+                "10:48 no such reference set: \"image\" (did you mean `images`?)",
+                "10:94 secureboot is true or false, the values of images are text",
+            ]
+        );
+    }
+
+    #[test]
+    fn faults_are_told_up_to_a_bound() {
+        let many = format!("[profile.p]\nrequire = [{}", "{ fact = \"x\", eq = 1 },".repeat(9_000));
+        let found = faults(&format!("{many}]\n"));
+        assert_eq!(found.len(), DIAGNOSTICS_MAX);
     }
 
     #[test]
@@ -442,7 +508,7 @@ values = []
                 |i| format!("[profile.p{i}]\nrequire = [{{ fact = \"secureboot\", eq = true }}]\n");
             (0..n).map(one).collect()
         };
-        assert_eq!(parse("f", &many(PROFILES_MAX)).unwrap().len(), PROFILES_MAX);
+        assert_eq!(parse("f", &many(PROFILES_MAX)).unwrap().0.len(), PROFILES_MAX);
         assert!(faults(&many(PROFILES_MAX + 1))[0].contains("33 profiles"));
         let facts = |n: usize| {
             let list = "{ fact = \"secureboot\", eq = true },".repeat(n);

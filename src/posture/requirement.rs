@@ -3,13 +3,20 @@
 //! Whatever is missing, too old or vouched for too weakly is unknown, and unknown never becomes
 //! true by being combined: each operator here is monotone, so that knowing less can't grant more.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
+use super::explained::{Asked, millis};
 use super::fact::{Fact, FactName, FactValue, Facts, Rank, Unknown};
+use super::refset::RefSet;
 
 /// Kleene's three values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Tri {
     /// It holds.
     True,
@@ -106,10 +113,12 @@ pub(super) enum Test {
     MaskClear(i64, Vec<String>),
     /// The text that the profile wrote is for explanations.
     VersionGe(Version, String),
+    /// A value of the set that has not ended.
+    InRefset(Arc<RefSet>),
 }
 
 impl Test {
-    fn judge(&self, have: &FactValue) -> Tri {
+    fn judge(&self, have: &FactValue, now_s: i64) -> Tri {
         match (self, have) {
             (Self::Eq(want), have) if want.kind() == have.kind() => (have == want).into(),
             (Self::Ne(want), have) if want.kind() == have.kind() => (have != want).into(),
@@ -121,6 +130,9 @@ impl Test {
             (Self::MaskClear(mask, _), FactValue::Number(have)) => (have & mask == 0).into(),
             (Self::VersionGe(floor, _), FactValue::Text(have)) => {
                 Version::of(have).map_or(Tri::Unknown, |have| have.at_least(floor).into())
+            }
+            (Self::InRefset(set), have) if set.kind() == Some(have.kind()) => {
+                set.holds(have, now_s).into()
             }
             _ => Tri::Unknown, // types that do not meet say nothing
         }
@@ -141,6 +153,7 @@ impl fmt::Display for Test {
             Self::Ge(want) => write!(f, "ge {want}"),
             Self::MaskClear(_, names) => write!(f, "mask_clear [{}]", list(names)),
             Self::VersionGe(_, text) => write!(f, "version_ge {text:?}"),
+            Self::InRefset(set) => write!(f, "in_refset {set}"),
         }
     }
 }
@@ -168,11 +181,13 @@ pub(super) struct Ground<'a> {
     pub(super) age: Duration,
     /// The profile's.
     pub(super) max_age: Duration,
+    /// Seconds since 1970, by the broker's clock: reference values end.
+    pub(super) now_s: i64,
 }
 
 impl Ground<'_> {
     /// A fact, those of the broker included. What stands here was endorsed by an enrolled key.
-    fn fact(&self, name: FactName) -> Result<(FactValue, Rank), Unknown> {
+    pub(super) fn fact(&self, name: FactName) -> Result<(FactValue, Rank), Unknown> {
         let own = |value| Ok((value, Rank::Kernel));
         match name {
             FactName::DEVICE_ENROLLED => own(FactValue::Bool(true)),
@@ -213,44 +228,149 @@ impl Requirement {
                     return Tri::Unknown;
                 }
                 match ground.fact(*fact) {
-                    Ok((value, rank)) if rank >= *min_rank => test.judge(&value),
+                    Ok((value, rank)) if rank >= *min_rank => test.judge(&value, ground.now_s),
                     _ => Tri::Unknown,
                 }
             }
         }
     }
 
-    /// One line per fact: what was asked, what is there, what came of it.
-    pub(super) fn explain(&self, ground: Ground<'_>, indent: usize, into: &mut Vec<String>) {
+    /// Every end of a reference value that it rests on.
+    pub(super) fn ends(&self, into: &mut Vec<i64>) {
+        match self {
+            Self::Fact { test: Test::InRefset(set), .. } => {
+                into.extend(set.values.iter().filter_map(|value| value.until));
+            }
+            Self::Fact { .. } => {}
+            Self::Any(parts) | Self::All(parts) => parts.iter().for_each(|part| part.ends(into)),
+        }
+    }
+
+    /// The reference sets that it names.
+    pub(super) fn sets(&self, into: &mut BTreeSet<String>) {
+        match self {
+            Self::Fact { test: Test::InRefset(set), .. } => drop(into.insert(set.name.clone())),
+            Self::Fact { .. } => {}
+            Self::Any(parts) | Self::All(parts) => parts.iter().for_each(|part| part.sets(into)),
+        }
+    }
+
+    /// The facts that it asks for.
+    pub(super) fn facts(&self, into: &mut BTreeSet<FactName>) {
+        match self {
+            Self::Fact { fact, .. } => drop(into.insert(*fact)),
+            Self::Any(parts) | Self::All(parts) => parts.iter().for_each(|part| part.facts(into)),
+        }
+    }
+
+    /// The facts that keep it from holding: those below it that do not hold, where the whole does
+    /// not either.
+    pub(super) fn lacking(&self, ground: Ground<'_>, into: &mut BTreeSet<FactName>) {
+        if self.judge(ground) == Tri::True {
+            return;
+        }
+        match self {
+            Self::Fact { fact, .. } => drop(into.insert(*fact)),
+            Self::Any(parts) | Self::All(parts) => {
+                parts.iter().for_each(|part| part.lacking(ground, into));
+            }
+        }
+    }
+
+    /// What was asked, what is there, what came of it, what would have to change: one entry for
+    /// each requirement, from the outside in. `needed`: the whole waits for this one.
+    pub(super) fn explain(
+        &self,
+        ground: Ground<'_>,
+        depth: usize,
+        needed: bool,
+        into: &mut Vec<Asked>,
+    ) {
+        let result = self.judge(ground);
+        let needed = needed && result != Tri::True;
         let (word, parts) = match self {
             Self::Any(parts) => ("any of", parts),
             Self::All(parts) => ("all of", parts),
             Self::Fact { fact, test, min_rank, max_age } => {
                 let limit = max_age.unwrap_or(ground.max_age);
-                let have = match ground.fact(*fact) {
-                    _ if ground.age > limit => {
-                        format!(
-                            "the evidence is {} s old, {} s allowed",
-                            ground.age.as_secs(),
-                            limit.as_secs()
-                        )
-                    }
-                    Err(unknown) => format!("unknown ({})", unknown.word()),
-                    Ok((value, rank)) if rank < *min_rank => format!(
-                        "{value} is only vouched for by {}, {} is needed",
-                        rank.word(),
-                        min_rank.word()
-                    ),
-                    Ok((value, rank)) => format!("it is {value} ({})", rank.word()),
-                };
-                let came = self.judge(ground).word();
-                into.push(format!("{:indent$}{fact} {test}: {came}; {have}", ""));
+                let (found, mend) = told(ground, *fact, test, *min_rank, limit);
+                let known = ground.fact(*fact);
+                into.push(Asked {
+                    depth,
+                    asks: format!("{fact} {test}"),
+                    result,
+                    fact: Some(fact.as_str()),
+                    value: known.as_ref().ok().map(|(value, _)| value.clone()),
+                    unknown: known.as_ref().err().map(|unknown| unknown.word()),
+                    rank: known.as_ref().ok().map(|(_, rank)| rank.word()),
+                    age_ms: Some(millis(ground.age)),
+                    max_age_s: Some(limit.as_secs()),
+                    found,
+                    mend: needed.then_some(mend),
+                });
                 return;
             }
         };
-        into.push(format!("{:indent$}{word}: {}", "", self.judge(ground).word()));
+        into.push(Asked {
+            depth,
+            asks: word.to_owned(),
+            result,
+            fact: None,
+            value: None,
+            unknown: None,
+            rank: None,
+            age_ms: None,
+            max_age_s: None,
+            found: String::new(),
+            mend: None,
+        });
         for part in parts {
-            part.explain(ground, indent + 2, into);
+            part.explain(ground, depth + 1, needed, into);
+        }
+    }
+}
+
+/// What is there, and what would have to change, in words.
+fn told(
+    ground: Ground<'_>,
+    fact: FactName,
+    test: &Test,
+    min_rank: Rank,
+    limit: Duration,
+) -> (String, String) {
+    if ground.age > limit {
+        let (age, limit) = (ground.age.as_secs(), limit.as_secs());
+        return (
+            format!("the evidence is {age} s old, {limit} s allowed"),
+            format!("the device must report: evidence of at most {limit} s is needed"),
+        );
+    }
+    match ground.fact(fact) {
+        Err(unknown) => {
+            let mend = match unknown {
+                Unknown::Absent => {
+                    format!("{fact} must be there to be read: {}", fact.row().source)
+                }
+                Unknown::Denied => format!("let the agent read {fact}: {}", fact.row().source),
+                Unknown::Error => format!("{fact} must be readable: {}", fact.row().source),
+            };
+            (format!("unknown ({})", unknown.word()), mend)
+        }
+        Ok((value, rank)) if rank < min_rank => (
+            format!(
+                "{value} is only vouched for by {}, {} is needed",
+                rank.word(),
+                min_rank.word()
+            ),
+            format!("{fact} must be vouched for by {}", min_rank.word()),
+        ),
+        Ok((value, rank)) => {
+            let ended = match test {
+                Test::InRefset(set) => set.ended(&value, ground.now_s),
+                _ => None,
+            };
+            let ended = ended.map_or_else(String::new, |ended| format!("; {ended}"));
+            (format!("it is {value} ({}){ended}", rank.word()), format!("{fact} must be {test}"))
         }
     }
 }
@@ -262,7 +382,7 @@ mod tests {
 
     fn version(have: &str, floor: &str) -> Tri {
         let floor_version = Version::exact(floor).unwrap();
-        Test::VersionGe(floor_version, floor.into()).judge(&FactValue::Text(have.into()))
+        Test::VersionGe(floor_version, floor.into()).judge(&FactValue::Text(have.into()), 0)
     }
 
     #[test]
@@ -303,10 +423,10 @@ mod tests {
     #[test]
     fn types_that_do_not_meet_are_unknown() {
         let test = Test::Eq(FactValue::Bool(true));
-        assert_eq!(test.judge(&FactValue::Bool(true)), Tri::True);
-        assert_eq!(test.judge(&FactValue::Text("true".into())), Tri::Unknown);
-        assert_eq!(Test::Ne(FactValue::Number(1)).judge(&FactValue::Bool(false)), Tri::Unknown);
-        assert_eq!(Test::Le(3).judge(&FactValue::Text("1".into())), Tri::Unknown);
+        assert_eq!(test.judge(&FactValue::Bool(true), 0), Tri::True);
+        assert_eq!(test.judge(&FactValue::Text("true".into()), 0), Tri::Unknown);
+        assert_eq!(Test::Ne(FactValue::Number(1)).judge(&FactValue::Bool(false), 0), Tri::Unknown);
+        assert_eq!(Test::Le(3).judge(&FactValue::Text("1".into()), 0), Tri::Unknown);
     }
 
     const POOL: [FactName; 4] = [
@@ -366,7 +486,7 @@ mod tests {
             let judge = |hidden, age| {
                 let facts = facts(values, hidden);
                 let age = Duration::from_secs(age);
-                requirement.judge(Ground { facts: &facts, age, max_age: Duration::from_secs(2) })
+                requirement.judge(Ground { facts: &facts, age, max_age: Duration::from_secs(2), now_s: 0 })
             };
             let full = judge([false; 4], 0);
             let less = judge(hidden, age);

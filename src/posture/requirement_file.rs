@@ -1,17 +1,21 @@
 //! Reads one `require` list: `{ fact = …, <predicate> = … }`, `{ any = [ … ] }`, `{ all = [ … ] }`.
 
+use std::sync::Arc;
+
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::catalog::FactKind;
 use super::fact::{FactName, FactValue, Rank};
 use super::profile_file::{Faults, Place};
+use super::refset::RefSets;
 use super::requirement::{Requirement, Test, Version};
 use crate::model::did_you_mean;
 use crate::model::limits::{FACT_TEXT_MAX, REQUIREMENT_DEPTH};
 
-const PREDICATES: [&str; 7] = ["eq", "ne", "in", "le", "ge", "mask_clear", "version_ge"];
-const KEYS: [&str; 12] = [
+const PREDICATES: [&str; 8] =
+    ["eq", "ne", "in", "le", "ge", "mask_clear", "version_ge", "in_refset"];
+const KEYS: [&str; 13] = [
     "fact",
     "eq",
     "ne",
@@ -20,6 +24,7 @@ const KEYS: [&str; 12] = [
     "ge",
     "mask_clear",
     "version_ge",
+    "in_refset",
     "any",
     "all",
     "min_rank",
@@ -32,6 +37,7 @@ type Value<'i> = Spanned<DeValue<'i>>;
 pub(super) fn requirements(
     list: &Value<'_>,
     depth: usize,
+    sets: &RefSets,
     faults: &mut Faults<'_>,
 ) -> Vec<Requirement> {
     let Some(items) = list.get_ref().as_array() else {
@@ -49,10 +55,15 @@ pub(super) fn requirements(
         faults.add(list.span(), format!("any and all nest at most {REQUIREMENT_DEPTH} deep"), None);
         return Vec::new();
     }
-    items.iter().filter_map(|item| requirement(item, depth, faults)).collect()
+    items.iter().filter_map(|item| requirement(item, depth, sets, faults)).collect()
 }
 
-fn requirement(item: &Value<'_>, depth: usize, faults: &mut Faults<'_>) -> Option<Requirement> {
+fn requirement(
+    item: &Value<'_>,
+    depth: usize,
+    sets: &RefSets,
+    faults: &mut Faults<'_>,
+) -> Option<Requirement> {
     let Some(table) = item.get_ref().as_table() else {
         faults.add(
             item.span(),
@@ -65,12 +76,12 @@ fn requirement(item: &Value<'_>, depth: usize, faults: &mut Faults<'_>) -> Optio
         return None;
     }
     match (table.get("fact"), table.get("any"), table.get("all")) {
-        (Some(fact), None, None) => single(item.span(), table, fact, faults),
+        (Some(fact), None, None) => single(item.span(), table, fact, sets, faults),
         (None, Some(parts), None) if table.len() == 1 => {
-            Some(Requirement::Any(requirements(parts, depth + 1, faults)))
+            Some(Requirement::Any(requirements(parts, depth + 1, sets, faults)))
         }
         (None, None, Some(parts)) if table.len() == 1 => {
-            Some(Requirement::All(requirements(parts, depth + 1, faults)))
+            Some(Requirement::All(requirements(parts, depth + 1, sets, faults)))
         }
         _ => {
             let help = "write { fact = …, <predicate> = … }, { any = [ … ] } or { all = [ … ] }";
@@ -89,7 +100,6 @@ fn known_keys(table: &DeTable<'_>, faults: &mut Faults<'_>) -> bool {
     for key in table.keys() {
         match key.get_ref().as_ref() {
             known if KEYS.contains(&known) => continue,
-            "in_refset" => faults.add(key.span(), "reference sets are not supported yet", None),
             "source" => faults.add(key.span(), "external sources are not supported yet", None),
             "not" => {
                 let help = "unknown must never come out as good; say what must hold, or use ne";
@@ -106,6 +116,7 @@ fn single(
     place: Place,
     table: &DeTable<'_>,
     fact: &Value<'_>,
+    sets: &RefSets,
     faults: &mut Faults<'_>,
 ) -> Option<Requirement> {
     let name = fact_name(fact, faults);
@@ -120,7 +131,7 @@ fn single(
         faults.add(place, "a requirement has exactly one predicate", Some(help));
         return None;
     };
-    let test = test(name?, key, value, faults)?;
+    let test = test(name?, key, value, sets, faults)?;
     let max_age = match max_age {
         Some(age) => Some(age?),
         None => None,
@@ -131,10 +142,14 @@ fn single(
 fn fact_name(value: &Value<'_>, faults: &mut Faults<'_>) -> Option<FactName> {
     let text = faults.text(value)?;
     let name = FactName::parse(text);
-    if name.is_none() {
+    if text.starts_with("workload.") {
+        let help = "profiles judge devices; a workload is told by the selectors of its entry";
+        let message = format!("{text:?} is a fact of a process, not of a device");
+        faults.add(value.span(), message, Some(help.into()));
+    } else if name.is_none() {
         let near = did_you_mean(text, FactName::all().map(FactName::as_str));
         let help = near.map_or_else(
-            || "`doorward device show` lists the facts of a device".to_owned(),
+            || "`doorward device facts` lists the facts of a device".to_owned(),
             |near| format!("did you mean `{near}`?"),
         );
         faults.add(value.span(), format!("no such fact: {text:?}"), Some(help));
@@ -152,7 +167,13 @@ fn rank(value: &Value<'_>, faults: &mut Faults<'_>) -> Option<Rank> {
     rank
 }
 
-fn test(name: FactName, key: &str, value: &Value<'_>, faults: &mut Faults<'_>) -> Option<Test> {
+fn test(
+    name: FactName,
+    key: &str,
+    value: &Value<'_>,
+    sets: &RefSets,
+    faults: &mut Faults<'_>,
+) -> Option<Test> {
     let kind = name.row().kind;
     let needs = match key {
         "le" | "ge" | "mask_clear" => FactKind::Number,
@@ -175,6 +196,7 @@ fn test(name: FactName, key: &str, value: &Value<'_>, faults: &mut Faults<'_>) -
             some_of(wants?, value, faults).map(Test::In)
         }
         "mask_clear" => mask(name, value, faults),
+        "in_refset" => refset(name, value, sets, faults),
         _ => version(value, faults),
     }
 }
@@ -254,4 +276,28 @@ fn version(value: &Value<'_>, faults: &mut Faults<'_>) -> Option<Test> {
         faults.add(value.span(), "a version to compare with is a dotted number", help);
     }
     version.map(|version| Test::VersionGe(version, text.to_owned()))
+}
+
+fn refset(
+    name: FactName,
+    value: &Value<'_>,
+    sets: &RefSets,
+    faults: &mut Faults<'_>,
+) -> Option<Test> {
+    let text = faults.text(value)?;
+    let Some(set) = sets.get(text) else {
+        let help = did_you_mean(text, sets.keys().map(String::as_str)).map_or_else(
+            || format!("write [refset.{text}] with its values"),
+            |near| format!("did you mean `{near}`?"),
+        );
+        faults.add(value.span(), format!("no such reference set: {text:?}"), Some(help));
+        return None;
+    };
+    let (kind, own) = (name.row().kind, set.kind()?); // a set without values was told already
+    if own != kind {
+        let message = format!("{name} is {}, the values of {text} are {}", kind.word(), own.word());
+        faults.add(value.span(), message, None);
+        return None;
+    }
+    Some(Test::InRefset(Arc::clone(set)))
 }

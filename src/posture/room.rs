@@ -106,7 +106,7 @@ impl Posture {
         let sessions = held.map(|held| held.sessions.clone()).unwrap_or_default();
         let sessions = sessions.with(verified.session, claims.seq, now)?;
         let before = held.and_then(|held| held.standing.as_ref());
-        let same = before.filter(|before| before.says(&claims));
+        let same = before.filter(|before| before.says(&claims, now));
         if let Some(same) = same {
             claims.evidence_digest = same.claims.evidence_digest;
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 
 use super::evidence::{Claims, EvidenceError};
-use super::profile::{Outcome, Profiles};
+use super::profile::{Outcome, Profiles, Stretch, When};
 use super::verdict::{Demand, Verdict};
 use crate::model::limits::{SESSION_KEY_LIFE, SESSION_KEYS_KEPT};
 use crate::model::{Digest, Moment};
@@ -36,20 +36,20 @@ pub struct DeviceStanding {
 #[derive(Debug)]
 struct Appraisal {
     profiles: Arc<Profiles>,
-    stretch: usize,
+    stretch: Stretch,
     outcome: Outcome,
     labels: [OnceLock<(u32, Arc<str>)>; LABELS_KEPT],
 }
 
 impl Appraisal {
-    fn new(profiles: &Arc<Profiles>, claims: &Claims, age: Duration) -> Self {
-        let outcome = guarded(|| profiles.evaluate(&claims.facts, age));
-        let stretch = profiles.stretch(age);
+    fn new(profiles: &Arc<Profiles>, claims: &Claims, when: When) -> Self {
+        let outcome = guarded(|| profiles.evaluate(&claims.facts, when));
+        let stretch = profiles.stretch(when);
         Self { profiles: Arc::clone(profiles), stretch, outcome, labels: Default::default() }
     }
 
-    fn fits(&self, profiles: &Arc<Profiles>, age: Duration) -> bool {
-        Arc::ptr_eq(&self.profiles, profiles) && self.stretch == profiles.stretch(age)
+    fn fits(&self, profiles: &Arc<Profiles>, when: When) -> bool {
+        Arc::ptr_eq(&self.profiles, profiles) && self.stretch == profiles.stretch(when)
     }
 
     fn label(&self, wanted: u32) -> Arc<str> {
@@ -81,20 +81,21 @@ impl DeviceStanding {
     /// The verdict on this evidence, now.
     pub(super) fn judge(self: Arc<Self>, demand: &Demand, now: Moment) -> Verdict {
         let age = now.since(self.issued);
+        let when = When { age, now_s: now.unix_s() };
         let kept = self.appraisal.load();
         let (outcome, label) = match kept.as_deref() {
-            Some(kept) if kept.fits(&demand.profiles, age) => {
+            Some(kept) if kept.fits(&demand.profiles, when) => {
                 (kept.outcome.only(demand.wanted), kept.label(demand.wanted))
             }
             _ => {
-                let fresh = Arc::new(Appraisal::new(&demand.profiles, &self.claims, age));
+                let fresh = Arc::new(Appraisal::new(&demand.profiles, &self.claims, when));
                 let answer = (fresh.outcome.only(demand.wanted), fresh.label(demand.wanted));
                 self.appraisal.store(Some(fresh));
                 answer
             }
         };
         drop(kept);
-        Verdict::of_standing(demand, self, age, outcome, label)
+        Verdict::of_standing(demand, self, when, outcome, label)
     }
 
     /// The shortest age limit of the profiles that it was last appraised by.
@@ -104,14 +105,14 @@ impl DeviceStanding {
 
     /// Whether newer claims say the same: the same steady facts of the same boot, and nothing among
     /// the volatile ones that would move a verdict of the profiles in use.
-    pub(super) fn says(&self, claims: &Claims) -> bool {
+    pub(super) fn says(&self, claims: &Claims, now: Moment) -> bool {
         let alike = self.claims.facts_digest == claims.facts_digest;
         if !alike || self.claims.boot_id != claims.boot_id {
             return false;
         }
         self.appraisal.load().as_ref().is_none_or(|kept| {
-            let fresh =
-                |claims: &Claims| guarded(|| kept.profiles.evaluate(&claims.facts, Duration::ZERO));
+            let when = When { age: Duration::ZERO, now_s: now.unix_s() };
+            let fresh = |claims: &Claims| guarded(|| kept.profiles.evaluate(&claims.facts, when));
             fresh(&self.claims) == fresh(claims)
         })
     }

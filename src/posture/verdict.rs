@@ -6,7 +6,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use super::profile::{Outcome, Profiles, bits};
+use super::profile::{Outcome, Profiles, When, bits};
 use super::requirement::Tri;
 use super::standing::DeviceStanding;
 use crate::model::Digest;
@@ -39,7 +39,7 @@ pub struct Verdict {
     outcome: Outcome,
     /// What is said of profiles that the demand did not name.
     beyond: Tri,
-    age: Option<Duration>,
+    when: Option<When>,
     standing: Option<Arc<DeviceStanding>>,
     profiles: Arc<Profiles>,
 }
@@ -52,7 +52,7 @@ impl Verdict {
             wanted: demand.wanted,
             outcome: Outcome::UNKNOWN.only(demand.wanted),
             beyond: Tri::Unknown,
-            age: None,
+            when: None,
             standing: None,
             profiles: Arc::clone(&demand.profiles),
         }
@@ -62,7 +62,7 @@ impl Verdict {
     pub(super) fn of_standing(
         demand: &Demand,
         standing: Arc<DeviceStanding>,
-        age: Duration,
+        when: When,
         outcome: Outcome,
         label: Arc<str>,
     ) -> Self {
@@ -71,7 +71,7 @@ impl Verdict {
             wanted: demand.wanted,
             outcome,
             beyond: Tri::Unknown,
-            age: Some(age),
+            when: Some(when),
             standing: Some(standing),
             profiles: Arc::clone(&demand.profiles),
         }
@@ -123,7 +123,7 @@ impl Verdict {
 
     /// Time since the nonce of the last evidence was made.
     pub fn age(&self) -> Option<Duration> {
-        self.age
+        self.when.map(|when| when.age)
     }
 
     /// Some profile was unknown only because its evidence was older than its max_age.
@@ -141,8 +141,8 @@ impl Verdict {
         let Some(profile) = self.profiles.profile(profile) else {
             return vec![format!("there is no profile {profile:?}")];
         };
-        match (&self.standing, self.age) {
-            (Some(standing), Some(age)) => profile.explain(&standing.claims.facts, age),
+        match (&self.standing, self.when) {
+            (Some(standing), Some(when)) => profile.explain(&standing.claims.facts, when).lines(),
             _ => vec!["the device has not reported".to_owned()],
         }
     }
@@ -177,7 +177,7 @@ impl Verdict {
             wanted: u32::MAX,
             outcome,
             beyond: if known { Tri::False } else { Tri::Unknown },
-            age: None,
+            when: None,
             standing: None,
             profiles: Arc::new(profiles),
         }

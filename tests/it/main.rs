@@ -25,6 +25,7 @@ mod local_http;
 mod lost_answer;
 mod matrix;
 mod postgres;
+mod posture;
 mod push;
 mod reflection;
 mod scene;

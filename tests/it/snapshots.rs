@@ -286,6 +286,75 @@ fn usage(book: &mut Book) {
     assert_eq!((told.code, told.stderr.as_str()), (0, ""));
 }
 
+/// Profiles with faults, cases that do not come out, explanations.
+fn profiles(book: &mut Book) {
+    let dir = book.stage.dir().to_owned();
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(
+        "faulty/posture.toml",
+        "[profile.hardened]\nextends = \"managd\"\nmax_age = \"1s\"\nmode = \"watch\"\n\
+         require = [{ fact = \"kernel.lockdwn\", eq = \"integrity\" },\n\
+         \x20 { fact = \"secureboot\", ge = 1 }, { fact = \"os.version\", in_refset = \"images\" },\n\
+         \x20 { fact = \"workload.uid\", eq = 0 }, { not = [] }]\n\
+         [profile.managed]\nrequire = []\n",
+    );
+    let posture = "[profile.managed]\nrequire = [{ fact = \"device.enrolled\", eq = true }]\n\
+                   [profile.hardened]\nextends = \"managed\"\nmode = \"monitor\"\n\
+                   require = [{ fact = \"net.listen_any\", eq = false }]\n";
+    write("tried/posture.toml", posture);
+    write(
+        "tried/policy.csv",
+        "p, read, spiffe://dev.doorward/a, secret/a/**, read, hardened, -, -, allow\n",
+    );
+    write(
+        "tried/tests/posture.toml",
+        "[[posture]]\nname = \"open\"\nfacts = { \"net.listen_any\" = true }\nheld = [\"hardened\"]\n\
+         [[posture]]\nname = \"idle\"\nfacts = { \"swap.active\" = true }\nheld = [\"managed\"]\n",
+    );
+    write("tried.json", "{\"net.listen_any\":{\"v\":true,\"r\":\"kernel\"}}");
+    for (name, args, code) in [
+        ("bad_posture", &["posture", "check", "faulty"][..], 1),
+        ("posture_not_there", &["posture", "check", "nowhere"], 1),
+        ("posture_cases", &["posture", "test", "tried"], 1),
+        (
+            "posture_no_profile",
+            &["posture", "explain", "hardend", "--policies", "tried", "--facts", "tried.json"],
+            2,
+        ),
+        (
+            "posture_no_age",
+            &[
+                "posture",
+                "explain",
+                "--policies",
+                "tried",
+                "--facts",
+                "tried.json",
+                "--age",
+                "soon",
+            ],
+            2,
+        ),
+    ] {
+        let told = book.tell(name, args);
+        book.fails(name, &told, code, false);
+    }
+    let told = book.tell("posture_monitored", &["posture", "check", "tried"]);
+    assert_eq!(told.code, 0);
+    let args = ["posture", "explain", "hardened", "--policies", "tried", "--facts", "tried.json"];
+    let told = book.tell("posture_explained", &args);
+    assert_eq!(told.code, 0, "what only watches is held");
+    let args = [&args[..], &["--age", "2m"]].concat();
+    let told = book.tell("posture_silent", &args);
+    book.fails("posture_silent", &told, 3, false);
+    let told = book.operator("posture_of_no_device", &["posture", "explain", "--device", "ffff"]);
+    book.fails("posture_of_no_device", &told, 1, false);
+}
+
 /// Files with faults: policies, configuration, imports.
 fn files(book: &mut Book) {
     let dir = book.stage.dir().to_owned();
@@ -314,6 +383,7 @@ fn files(book: &mut Book) {
     }
     let told = book.tell("policy_not_there", &["policy", "check", "nowhere"]);
     book.fails("policy_not_there", &told, 1, false);
+    profiles(book);
     let told = book.operator("bad_policy_activated", &["policy", "activate", "bad"]);
     book.fails("bad_policy_activated", &told, 1, false);
 
