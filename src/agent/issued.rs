@@ -8,6 +8,7 @@ use time::format_description::well_known::Rfc3339;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::duties::Unmatched;
+use super::roots::published as roots;
 use super::shared::Shared;
 use super::uplink::certificates;
 use crate::model::{Answer, Ask, Entry, Reason, Refusal, SecretValue, Serial, WorkloadFacts};
@@ -38,6 +39,7 @@ pub(super) const NO_CONNECTION: WorkloadError =
 /// What the broker issued for one key.
 pub(super) struct Issued {
     pub(super) chain: Vec<CertificateDer<'static>>,
+    /// What whoever gets it trusts.
     pub(super) bundle: Vec<CertificateDer<'static>>,
     pub(super) until: OffsetDateTime,
     pub(super) serial: Serial,
@@ -69,13 +71,12 @@ pub(super) async fn issued(
         _ => NO_CONNECTION,
     })?;
     let odd = WorkloadError::Internal("the broker issued something else");
-    let Answer::Certificate { spiffe_id, chain, bundle, until } = released.answer else {
+    let Answer::Certificate { spiffe_id, chain, bundle, published, until } = released.answer else {
         return Err(odd);
     };
     let until = OffsetDateTime::parse(&until, &Rfc3339);
-    let (Some(chain), Some(bundle), Ok(until)) =
-        (certificates(&chain), certificates(&bundle), until)
-    else {
+    let bundle = if published.is_empty() { certificates(&bundle) } else { roots(&published) };
+    let (Some(chain), Some(bundle), Ok(until)) = (certificates(&chain), bundle, until) else {
         return Err(odd);
     };
     if spiffe_id != entry.draft.spiffe_id || until <= now {

@@ -47,9 +47,12 @@ impl Uplink {
     async fn ask_bundle(&self, client: &Client, holds: BundleHeld) -> Result<Roots, UplinkError> {
         let holds = (holds.sequence != 0).then_some(holds);
         match ask(client, Ask::Bundle { holds }).await? {
-            Answer::Bundle { sequence, roots, jwt_keys } => Roots::told(sequence, &roots)
-                .and_then(|told| told.with_jwt_keys(&self.settings.domain, &jwt_keys))
-                .ok_or(UplinkError::Answer("readable roots")),
+            Answer::Bundle { sequence, roots, published, jwt_keys } => {
+                Roots::told(sequence, &roots)
+                    .and_then(|told| told.with_published(&published))
+                    .and_then(|told| told.with_jwt_keys(&self.settings.domain, &jwt_keys))
+                    .ok_or(UplinkError::Answer("readable roots"))
+            }
             _ => Err(UplinkError::Answer("roots")),
         }
     }

@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 use crate::identity::BundleDocument;
-use crate::model::limits::{AUTHORITIES_MAX, CERTIFICATE_MAX};
+use crate::model::limits::{AUTHORITIES_MAX, CERTIFICATE_MAX, ROOTS_MAX};
 use crate::model::{BundleRoot, TrustDomain};
 use crate::wire::Leaf;
 
@@ -22,8 +22,10 @@ use crate::wire::Leaf;
 pub(super) struct Roots {
     /// As the broker numbers them; 0 before it has told.
     pub(super) sequence: u64,
-    /// Them, in the broker's order.
+    /// The authorities that this agent trusts by itself, in the broker's order.
     pub(super) certificates: Vec<CertificateDer<'static>>,
+    /// What workloads are told to trust, where that is something else: a company's roots above those.
+    published: Vec<CertificateDer<'static>>,
     /// The keys for JWT-SVIDs, of each trust domain by itself. Empty before the broker has told.
     pub(super) jwt: HashMap<TrustDomain, BundleDocument>,
     /// Names of those whose certificates shall be replaced now.
@@ -43,6 +45,32 @@ impl Roots {
         let read = BundleDocument::parse(domain.clone(), set.as_bytes()).ok()?;
         if !read.jwt_keys().is_empty() {
             self.jwt.insert(domain.clone(), read);
+        }
+        Some(self)
+    }
+
+    /// What workloads are told to trust; nothing before the broker has told.
+    pub(super) fn published(&self) -> &[CertificateDer<'static>] {
+        match (self.sequence, self.published.is_empty()) {
+            (0, _) => &[],
+            (_, true) => &self.certificates,
+            (_, false) => &self.published,
+        }
+    }
+
+    /// Whether workloads are told the same by both. Of those out of a directory only the authorities are
+    /// known, which do as long as they are the same.
+    pub(super) fn tell_the_same_as(&self, other: &Self) -> bool {
+        match self.sequence == 0 || other.sequence == 0 {
+            true => self.certificates == other.certificates,
+            false => self.published() == other.published(),
+        }
+    }
+
+    /// The same with what others trust; `None` for what is none.
+    pub(super) fn with_published(mut self, roots: &[String]) -> Option<Self> {
+        if !roots.is_empty() {
+            self.published = published(roots)?;
         }
         Some(self)
     }
@@ -70,6 +98,19 @@ impl Roots {
     pub(super) fn taints(&self, chain: &[CertificateDer<'_>]) -> bool {
         !self.tainted.is_empty() && self.tainted.contains(&issuer(chain))
     }
+}
+
+/// Roots out of an answer; `None` for none, too many, or other text.
+pub(super) fn published(texts: &[String]) -> Option<Vec<CertificateDer<'static>>> {
+    if texts.is_empty() || texts.len() > ROOTS_MAX {
+        return None;
+    }
+    let one = |text: &String| {
+        let der = STANDARD.decode(text).ok()?;
+        let fits = !der.is_empty() && der.len() <= CERTIFICATE_MAX;
+        fits.then(|| der.into())
+    };
+    texts.iter().map(one).collect()
 }
 
 /// Who signed a chain's leaf; nothing where that can't be read.
@@ -194,6 +235,29 @@ mod tests {
         other["use"] = json!("wit-svid");
         assert_eq!(kids(&[odd, two, other, json!(7)]), Some(vec!["k2".into()]));
         assert_eq!(kids(&[one.clone(), one]), None, "two of one id");
+    }
+
+    #[test]
+    fn workloads_are_told_the_roots_above_where_there_are_some() {
+        let ((own, _), (company, _)) = (signed("own"), signed("company"));
+        let roots = || told(&[(&own, false)]).unwrap();
+        let with = |texts: &[String]| roots().with_published(texts);
+        assert_eq!(with(&[]).unwrap().published(), std::slice::from_ref(&own), "they are the same");
+        let text = STANDARD.encode(&company);
+        let above = with(std::slice::from_ref(&text)).unwrap();
+        assert_eq!(above.published(), std::slice::from_ref(&company));
+        assert!(!above.tell_the_same_as(&roots()));
+        let kept = Roots::kept(std::slice::from_ref(&own));
+        assert!(kept.published().is_empty(), "nobody has said what others trust");
+        assert!(kept.tell_the_same_as(&above) && above.tell_the_same_as(&kept));
+        assert_eq!(
+            above.certificates,
+            std::slice::from_ref(&own),
+            "the agent itself trusts its own authorities only"
+        );
+        assert!(with(&vec![text.clone(); ROOTS_MAX + 1]).is_none());
+        assert!(with(&[text, "?".into()]).is_none());
+        assert!(with(&[String::new()]).is_none());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::enrolment_config::EnrolmentConfig;
 use super::federation_config::FederationConfig;
 use super::oidc::Issuer;
+use super::upstream::UpstreamConfig;
 use crate::model::{Diagnostic, TrustDomain, did_you_mean, limits};
 
 /// How the root key is opened at start.
@@ -51,10 +52,20 @@ pub struct BrokerConfig {
     pub methods: EnrolmentConfig,
     /// Our own bundle endpoint, and how those of others are judged.
     pub federation: FederationConfig,
+    /// The company's authority that ours stand below; without it they are roots.
+    pub upstream: Option<UpstreamConfig>,
 }
 
-const KEYS: &[&str] =
-    &["trust_domain", "listen", "advertise", "seal", "limits", "enrolment", "federation"];
+const KEYS: &[&str] = &[
+    "trust_domain",
+    "listen",
+    "advertise",
+    "seal",
+    "limits",
+    "enrolment",
+    "federation",
+    "upstream",
+];
 
 impl BrokerConfig {
     /// Reads the text of a `broker.toml`.
@@ -88,6 +99,7 @@ impl BrokerConfig {
         let threads = reader.threads(rates);
         let methods = reader.enrolment(table);
         let federation = reader.federation(table);
+        let upstream = reader.upstream(table);
         let whole = (|| {
             Some(Self {
                 trust_domain: trust_domain?,
@@ -103,6 +115,7 @@ impl BrokerConfig {
                 threads: threads?,
                 methods,
                 federation: federation?,
+                upstream: upstream?,
             })
         })();
         match whole {
@@ -126,6 +139,7 @@ impl BrokerConfig {
         let issuer = issuer.map(|issuer| format!("oidc_issuer = \"{issuer}\"\n"));
         let issuer = issuer.unwrap_or_default();
         let methods = self.methods.render();
+        let upstream = self.upstream.as_ref().map(UpstreamConfig::render).unwrap_or_default();
         format!(
             "# Doorward broker. `doorward config check` names every fault of this file.\n\
              trust_domain = \"{}\"\n\n\
@@ -138,7 +152,7 @@ impl BrokerConfig {
              [seal]\n{seal}\n\
              [limits]\n\
              # A second, of one caller; more is counted and refused as `limited`.\n\
-             caller_rate = {}\ndenial_rate = {}\n{threads}{}{methods}",
+             caller_rate = {}\ndenial_rate = {}\n{threads}{}{upstream}{methods}",
             self.trust_domain,
             self.listen,
             self.enrolment,

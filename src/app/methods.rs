@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use super::enrolment_config::EnrolmentConfig;
 use crate::authority::{Admission, EnrolMethods};
 use crate::identity::{Cluster, ClusterError, DeviceRoots, DeviceRootsError};
-use crate::model::Digest;
 use crate::model::limits::{CREDENTIALS_FILE_MAX, JWKS_MAX, ROOTS_MAX};
+use crate::model::{Digest, TrustDomain};
 use crate::wire::{PemError, pem_certificates};
 
 /// Why a method of enrolment can't be used.
@@ -45,12 +45,26 @@ pub enum MethodFault {
     /// One is Doorward's own: every workload would be a device.
     #[error("it holds a root of this broker, under which every workload has a certificate")]
     Own,
+    /// One is a root of a federated domain: every workload of that one would be a device.
+    #[error(
+        "it holds a root of the federated trust domain {0}, whose workloads would all be devices \
+         here; give the devices a root of their own, or end the federation"
+    )]
+    Federated(TrustDomain),
     /// It is no key set.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// Another method takes the same pods' tokens.
+    #[error(
+        "it is the cluster of the method `{0}` once more: they share a key or the issuer, so a token \
+         would fit either, and what a pod becomes would hang on their order; name each cluster once, with all \
+         its service accounts"
+    )]
+    SameCluster(String),
 }
 
-/// Reads everything; relative paths lie in `dir`. `is_own` tells the keys of this broker's authorities.
+/// Reads everything; relative paths lie in `dir`. `is_own` tells the keys of this broker's authorities,
+/// `of_another` those of federated domains' roots.
 ///
 /// # Errors
 /// The first file that can't be used.
@@ -58,13 +72,21 @@ pub fn read_methods(
     dir: &Path,
     config: &EnrolmentConfig,
     is_own: impl Fn(&Digest) -> bool,
+    of_another: impl Fn(&Digest) -> Option<TrustDomain>,
 ) -> Result<EnrolMethods, MethodError> {
     let mut methods = EnrolMethods::default();
     for it in &config.x509 {
         let path = dir.join(&it.roots);
         let read = roots(&path).and_then(|roots| {
             let holds_own = roots.keys().any(&is_own);
-            if holds_own { Err(MethodFault::Own) } else { Ok(roots) }
+            if holds_own {
+                return Err(MethodFault::Own);
+            }
+            let another = roots.keys().find_map(&of_another);
+            match another {
+                Some(domain) => Err(MethodFault::Federated(domain)),
+                None => Ok(roots),
+            }
         });
         let roots = read.map_err(|fault| failed(&it.name, path, fault))?;
         let (name, class) = (it.name.clone(), it.class.clone());
@@ -74,7 +96,12 @@ pub fn read_methods(
         let path = dir.join(&it.jwks);
         let read = read(&path, JWKS_MAX).and_then(|jwks| {
             let accounts = it.service_accounts.clone();
-            Ok(Cluster::read(&jwks, &it.issuer, &it.audience, accounts)?)
+            let cluster = Cluster::read(&jwks, &it.issuer, &it.audience, accounts)?;
+            let mut others = methods.kubernetes.iter();
+            match others.find(|(_, other)| other.is_also(&cluster)) {
+                Some((admission, _)) => Err(MethodFault::SameCluster(admission.name.clone())),
+                None => Ok(cluster),
+            }
         });
         let cluster = read.map_err(|fault| failed(&it.name, path, fault))?;
         let (name, class) = (it.name.clone(), it.class.clone());
@@ -92,8 +119,8 @@ fn roots(path: &Path) -> Result<DeviceRoots, MethodFault> {
     Ok(DeviceRoots::read(&certificates)?)
 }
 
-/// A file; one byte over the limit is read, so that what reads it sees that it is too long.
-fn read(path: &Path, most: usize) -> Result<Vec<u8>, MethodFault> {
+/// A file that nobody else can write; one byte over the limit is read, so that what reads it sees that it is too long.
+pub(super) fn read(path: &Path, most: usize) -> Result<Vec<u8>, MethodFault> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
     // A pipe must not hold up the start.

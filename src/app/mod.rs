@@ -38,6 +38,7 @@ mod sealed;
 mod stage;
 mod supervise;
 mod unseal;
+mod upstream;
 
 pub use agent::{
     AgentRunError, ImageUnknown, RunError, agent_identity, attest_pid, exec, fetch, image_of,
@@ -73,6 +74,7 @@ pub use sealed::SealedBroker;
 pub use stage::Stage;
 pub use supervise::Supervisor;
 pub use unseal::{UnsealError, Unsealed, seal_state, unseal};
+pub use upstream::UpstreamConfig;
 
 // What a start opens the seal with; the command line names it through this room.
 pub use crate::posture::parse_age;

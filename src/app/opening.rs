@@ -277,8 +277,18 @@ impl BrokerStart {
         let (authority, identity) = Authority::open(store, domain, keys, clock, places).await?;
         let issuer = self.config.oidc_issuer.as_ref().map(ToString::to_string);
         let is_own = |key: &_| authority.is_issuer(key);
-        let methods = read_methods(self.layout.root(), &self.config.methods, is_own)?;
-        Ok((authority.with_token_issuer(issuer).with_methods(methods), identity))
+        let of_another = |key: &_| authority.root_of_another(key);
+        let methods = read_methods(self.layout.root(), &self.config.methods, is_own, of_another)?;
+        let upstream = self.config.upstream.as_ref();
+        if let Some(Err(why)) = upstream.map(|upstream| upstream.read(self.layout.root())) {
+            // What signs needs none of these files; the next authority does.
+            tracing::error!(%why, "no authority can be prepared below `[upstream]` as it is now");
+            let detail = format!("no authority can be prepared below `[upstream]`: {why}");
+            opened.log.note(Note::Alarm { what: "authorities", detail }).await?;
+        }
+        let upstream = upstream.map(|upstream| upstream.reader(self.layout.root()));
+        let authority = authority.with_token_issuer(issuer).with_upstream(upstream);
+        Ok((authority.with_methods(methods), identity))
     }
 }
 

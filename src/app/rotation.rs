@@ -73,7 +73,12 @@ pub(super) async fn run(
         let asked = line.answer(&peer, None, None, Arc::new(Ask::Ca(due)), &mut Ready(None)).await;
         match asked.1 {
             Ok(_) => tracing::info!(op, "a step in the life of the authorities"),
-            Err(refusal) => tracing::error!(op, %refusal, "an authority's step was not taken"),
+            Err(refusal) => {
+                tracing::error!(op, %refusal, "an authority's step was not taken");
+                let hint = refusal.hint.as_deref().unwrap_or_default();
+                let detail = format!("{op} was not taken: {refusal} {hint}");
+                let _ = line.parts().log.note(Note::Alarm { what: "authorities", detail }).await;
+            }
         }
     }
 }

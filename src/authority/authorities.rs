@@ -13,6 +13,7 @@ use super::ca::Root;
 use super::error::AuthorityError;
 use super::jwt_key::JwtKeyRow;
 use super::records::damaged;
+use super::upstream::Above;
 use crate::model::limits::{AUTHORITIES_MAX, REVOKED_AUTHORITIES_MAX};
 use crate::model::{AuthorityState as State, Digest, Failure, TrustDomain};
 use crate::store::Table;
@@ -24,9 +25,11 @@ const ONE: u64 = 1;
 /// The format before authorities signed JWT-SVIDs. A program that knows one root only refuses it,
 /// instead of going on with a root that is old.
 const SEVERAL: u64 = 2;
-/// The format that is written: as the one before, with a key for JWT-SVIDs of each. A program that
-/// knows no such keys refuses it, instead of going on without telling them.
+/// The format before authorities could stand below a company's: with a key for JWT-SVIDs of each. A
+/// program that knows no such keys refuses it, instead of going on without telling them.
 const WITH_JWT_KEYS: u64 = 3;
+/// The format that is written: as the one before, with what stands above each.
+const WITH_ABOVE: u64 = 4;
 
 /// The row of a store with one root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +69,9 @@ pub(super) struct Member {
     /// Its key for JWT-SVIDs; none for one that ended, or will end, without ever having signed any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwt: Option<JwtKeyRow>,
+    /// What stands above it; none for a root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub above: Option<Above>,
 }
 
 /// The row.
@@ -95,13 +101,13 @@ impl Authorities {
         match v {
             ONE => {
                 let one: OneRecord = serde_json::from_slice(value).map_err(bad)?;
-                let root = Root::read(&one.certificate, domain)?;
+                let root = Root::read(&one.certificate, domain, false)?;
                 Ok(Self::first(&root, one.certificate))
             }
-            SEVERAL | WITH_JWT_KEYS => {
+            SEVERAL | WITH_JWT_KEYS | WITH_ABOVE => {
                 let read: Self = serde_json::from_slice(value).map_err(bad)?;
                 read.check(domain)?;
-                Ok(Self { v: WITH_JWT_KEYS, ..read })
+                Ok(Self { v: WITH_ABOVE, ..read })
             }
             version => Err(AuthorityError::Newer { table: "authority", version }),
         }
@@ -119,9 +125,10 @@ impl Authorities {
             tainted: None,
             key: None,
             jwt: None,
+            above: None,
         };
         let revoked = BTreeMap::new();
-        Self { v: WITH_JWT_KEYS, sequence: 1, first: root.id, members: vec![member], revoked }
+        Self { v: WITH_ABOVE, sequence: 1, first: root.id, members: vec![member], revoked }
     }
 
     /// Whoever changed the row must not gain two that sign, or a root of another name.
@@ -133,9 +140,11 @@ impl Authorities {
             return Err(bad("not exactly one authority is active, or too many are there"));
         }
         for member in &self.members {
-            if Root::read(&member.certificate, domain)?.id != member.id {
+            let below = member.above.is_some();
+            if Root::read(&member.certificate, domain, below)?.id != member.id {
                 return Err(bad("a root is another than its name says"));
             }
+            member.above.as_ref().map(Above::read).transpose()?;
             if self.revoked.contains_key(&member.id) {
                 return Err(bad("a revoked authority is trusted"));
             }
@@ -255,7 +264,7 @@ impl Authorities {
 
     /// The same as a change begins.
     pub(super) fn next(&self) -> Self {
-        Self { v: WITH_JWT_KEYS, sequence: self.sequence.saturating_add(1), ..self.clone() }
+        Self { v: WITH_ABOVE, sequence: self.sequence.saturating_add(1), ..self.clone() }
     }
 
     fn sorted(mut self) -> Self {

@@ -1,5 +1,5 @@
-//! One certificate authority: a P-256 key and its self-signed root. Which of several signs is
-//! [`super::authorities`]' business.
+//! One certificate authority: a P-256 key and its certificate, a self-signed root or an intermediate
+//! below a company's ([`super::upstream`]). Which of several signs is [`super::authorities`]' business.
 //!
 //! The key lives inside the cryptographic library from the moment it is opened; its PKCS#8 form is
 //! in wiped memory only, and never in a library's plain vector. It signs nothing but what
@@ -22,6 +22,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::error::AuthorityError;
 use super::subject_key::SubjectKey;
+use super::upstream::Over;
 use crate::model::limits::{BACKDATE, CA_TTL, ISSUE_CLOCK_STEP};
 use crate::model::{Code, Digest, Failure, Moment, Reason, SecretValue, TrustDomain, rfc3339};
 
@@ -89,7 +90,7 @@ impl ClockTrust {
     }
 }
 
-/// A root certificate of ours, read and judged.
+/// An authority's certificate, read and judged: what our own verifier takes for a root.
 #[derive(Debug, Clone)]
 pub(super) struct Root {
     /// The certificate.
@@ -105,8 +106,13 @@ pub(super) struct Root {
 }
 
 impl Root {
-    /// Reads a stored root (DER, base64). It must be one that [`Ca::create`] writes for this domain.
-    pub(super) fn read(text: &str, domain: &TrustDomain) -> Result<Self, AuthorityError> {
+    /// Reads a stored certificate (DER, base64). It must be one that [`Ca::create`] writes for this
+    /// domain, or, `below` a company's, [`super::intermediate`].
+    pub(super) fn read(
+        text: &str,
+        domain: &TrustDomain,
+        below: bool,
+    ) -> Result<Self, AuthorityError> {
         let damaged = AuthorityError::CaDamaged;
         let der = STANDARD.decode(text).map_err(|_| damaged("not base64"))?;
         let (rest, root) = X509Certificate::from_der(&der).map_err(|_| damaged("not X.509"))?;
@@ -114,7 +120,7 @@ impl Root {
             return Err(damaged("bytes after its end"));
         }
         let key = Digest::of(root.public_key().raw);
-        check_root(&root, domain, &key)?;
+        check_root(&root, domain, &key, below)?;
         let (not_before, not_after) =
             (root.validity().not_before.to_datetime(), root.validity().not_after.to_datetime());
         Ok(Self { id: Digest::of(&der), key, not_before, not_after, der: der.into() })
@@ -124,6 +130,7 @@ impl Root {
 /// The opened authority: its root, and the key ready to sign.
 pub(super) struct Ca {
     root: Root,
+    over: Option<Over>,
     issuer: Issuer<'static, P256Key>,
     clock: Arc<ClockTrust>,
 }
@@ -156,7 +163,42 @@ impl Ca {
         let mut params = root_params(domain, &key, now)?;
         // The identifier is put in as it is, instead of being hashed anew for each certificate.
         params.key_identifier_method = KeyIdMethod::PreSpecified(params.key_identifier(&key));
-        Ok(Self { root, clock, issuer: Issuer::new(params, key) })
+        Ok(Self { root, over: None, clock, issuer: Issuer::new(params, key) })
+    }
+
+    /// The same below a company's.
+    pub(super) fn below(self, over: Option<Over>) -> Self {
+        Self { over, ..self }
+    }
+
+    /// The name of the authority with this key. The key's digest is in it, so that the roots of two
+    /// rotations are never taken for each other.
+    pub(super) fn common_name(key: &Digest) -> String {
+        format!("Doorward CA {}", key.to_string().get(..16).unwrap_or_default())
+    }
+
+    /// What leaves call its key by.
+    pub(super) fn key_id(key: &P256Key) -> Vec<u8> {
+        CertificateParams::default().key_identifier(key)
+    }
+
+    /// What is shown after a leaf, so that whoever has [`Self::published`] can check it: nothing for a
+    /// root.
+    pub(super) fn shown(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        self.over.iter().flat_map(|over| std::iter::once(&self.root.der).chain(&over.chain))
+    }
+
+    /// The roots that are published for it: itself, or the company's.
+    pub(super) fn published(&self) -> &[CertificateDer<'static>] {
+        match &self.over {
+            Some(over) => &over.roots,
+            None => std::slice::from_ref(&self.root.der),
+        }
+    }
+
+    /// Who stands above it.
+    pub(super) fn over(&self) -> Option<&Over> {
+        self.over.as_ref()
     }
 
     /// SHA-256 of the root certificate.
@@ -215,12 +257,6 @@ pub(super) fn random_serial() -> Result<SerialNumber, AuthorityError> {
     Ok(SerialNumber::from_slice(&serial))
 }
 
-/// The name of the authority with this key. The key's digest is in it, so that the roots of two
-/// rotations are never taken for each other.
-fn common_name(key: &Digest) -> String {
-    format!("Doorward CA {}", key.to_string().get(..16).unwrap_or_default())
-}
-
 fn root_params(
     domain: &TrustDomain,
     key: &P256Key,
@@ -234,11 +270,11 @@ fn root_params(
     params.not_after = wall + CA_TTL;
     params.serial_number = Some(random_serial()?);
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name(&spki));
+    params.distinguished_name.push(DnType::CommonName, Ca::common_name(&spki));
     params.subject_alt_names = vec![SanType::URI(
         id.try_into().map_err(|_| AuthorityError::Crypto("writing the trust domain"))?,
     )];
-    // Leaves stand directly below; an intermediate comes with a rotation, under a new root.
+    // Leaves stand directly below.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
@@ -249,6 +285,7 @@ fn check_root(
     root: &X509Certificate<'_>,
     domain: &TrustDomain,
     key: &Digest,
+    below: bool,
 ) -> Result<(), AuthorityError> {
     let damaged = AuthorityError::CaDamaged;
     let names = root.subject_alternative_name().map_err(|_| damaged("its names are doubled"))?;
@@ -262,8 +299,8 @@ fn check_root(
         _ => return Err(damaged("it has another name than its trust domain")),
     }
     let mut common = root.subject().iter_common_name().map(|name| name.as_str());
-    if !matches!((common.next(), common.next()), (Some(Ok(name)), None) if name == common_name(key))
-        || root.subject().as_raw() != root.issuer().as_raw()
+    if !matches!((common.next(), common.next()), (Some(Ok(name)), None) if name == Ca::common_name(key))
+        || (root.subject().as_raw() == root.issuer().as_raw()) == below
         || root.subject().iter_attributes().count() != 1
     {
         return Err(damaged("its subject is another"));
@@ -297,7 +334,7 @@ mod tests {
         now: Moment,
     ) -> Result<Ca, AuthorityError> {
         let domain = TrustDomain::parse(domain).unwrap();
-        let root = Root::read(certificate, &domain)?;
+        let root = Root::read(certificate, &domain, false)?;
         Ca::open(root, key, &domain, ClockTrust::from(now), now)
     }
 

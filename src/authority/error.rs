@@ -1,6 +1,7 @@
 //! Why the authority could not be made, opened or changed outside the line.
 
 use super::token::TokenError;
+use super::upstream::UpstreamError;
 use crate::model::{Failure, TrustDomain};
 use crate::store::StoreError;
 
@@ -46,6 +47,9 @@ pub enum AuthorityError {
     /// A change was refused, as it would be to a caller.
     #[error("refused: {}", .0.hint.as_deref().unwrap_or("no reason given"))]
     Refused(Failure),
+    /// No authority could be made below the company's.
+    #[error("no authority can be made below `[upstream]`: {0}")]
+    Upstream(String),
     /// The store failed.
     #[error("the store failed while the authority used it")]
     Store(#[source] StoreError),
@@ -65,6 +69,12 @@ impl From<AuthorityError> for Failure {
     fn from(error: AuthorityError) -> Self {
         match error {
             AuthorityError::Refused(failure) => failure,
+            AuthorityError::Upstream(why) => {
+                tracing::error!(%why, "no authority can be made below `[upstream]`");
+                let failure =
+                    Failure::new(crate::model::Code::Unavailable, crate::model::Reason::Conflict);
+                Failure { hint: Some(format!("below `[upstream]`: {why}")), ..failure }
+            }
             AuthorityError::Token(error) => Failure::invalid(error.to_string()),
             AuthorityError::Store(source) => {
                 tracing::error!(error = %source, "the authority's store failed");
@@ -74,6 +84,15 @@ impl From<AuthorityError> for Failure {
                 tracing::error!(error = %other, "the authority failed");
                 Failure::new(crate::model::Code::Internal, crate::model::Reason::Corrupt)
             }
+        }
+    }
+}
+
+impl From<UpstreamError> for AuthorityError {
+    fn from(error: UpstreamError) -> Self {
+        match error {
+            UpstreamError::Own(error) => error,
+            other => Self::Upstream(other.to_string()),
         }
     }
 }

@@ -179,6 +179,12 @@ impl Room {
         Self { store, clock, key, authority, identity }
     }
 
+    /// The same broker, with authorities to come below whoever this reads.
+    pub(super) fn below(mut self, upstream: super::upstream::ReadUpstream) -> Self {
+        self.authority = self.authority.with_upstream(Some(upstream));
+        self
+    }
+
     pub(super) fn now(&self) -> Moment {
         self.clock.now()
     }

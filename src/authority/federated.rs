@@ -188,8 +188,14 @@ pub enum FederationError {
     )]
     Nothing(usize),
     /// One of our own keys stands in it.
-    #[error("it holds a key of our own trust domain")]
+    #[error("it holds a key of our own trust domain, or of who stands above its authorities")]
     OurKey,
+    /// Its workloads would be devices here.
+    #[error(
+        "it holds a root of the enrolment method `{0}`: each of its workloads could enrol here as a \
+         device; give one of the two a root of its own"
+    )]
+    DeviceRoot(String),
     /// A root in it names another domain as its own.
     #[error("it holds a root of another trust domain: {0:?}")]
     AnothersRoot(Box<str>),

@@ -181,7 +181,14 @@ impl Authority {
     }
 
     fn read_bundle(&self, domain: &TrustDomain, body: &[u8]) -> Result<BundleDocument, Failure> {
-        read(domain, body, &self.issuers().own_issuers).map_err(refused)
+        let document = read(domain, body, &self.issuers().all_keys).map_err(refused)?;
+        self.check_apart(&document).map_err(refused)?;
+        Ok(document)
+    }
+
+    /// That it holds no root under which devices enrol here.
+    pub(super) fn check_apart(&self, document: &BundleDocument) -> Result<(), FederationError> {
+        self.apart_from_methods(document).map_err(FederationError::DeviceRoot)
     }
 
     fn federation_list(&self, now: Moment) -> Released {

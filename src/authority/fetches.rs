@@ -131,7 +131,8 @@ impl Authority {
         body: &[u8],
         now: Moment,
     ) -> Result<bool, FederationError> {
-        let next = read(&due.trust_domain, body, &self.issuers().own_issuers)?;
+        let next = read(&due.trust_domain, body, &self.issuers().all_keys)?;
+        self.check_apart(&next)?;
         let mirror = self.mirror();
         let Some(held) = mirror.federated().of(&due.trust_domain) else { return Ok(false) };
         let weighed = weigh(held.document.as_deref(), &next)?;

@@ -6,6 +6,7 @@
 //! asker there is nothing in it but a bare public key (I10). What our own verifier would not take,
 //! exactly as it was meant, does not leave.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -77,8 +78,9 @@ impl Authority {
         if !self.bind(&leaf, &key, now) {
             return Err(taken());
         }
-        let minted = self.mint(&self.issuers().active, &leaf, &key, now)?;
-        Ok(Released::head(self.certificate(leaf.id, &minted)))
+        let ca = Arc::clone(&self.issuers().active);
+        let minted = self.mint(&ca, &leaf, &key, now)?;
+        Ok(Released::head(self.certificate(&ca, leaf.id, &minted)))
     }
 
     /// Everything that must hold for a workload's certificate.
@@ -132,11 +134,14 @@ impl Authority {
     }
 
     /// The answer that carries a certificate.
-    pub(super) fn certificate(&self, spiffe_id: SpiffeId, minted: &Minted) -> Answer {
+    pub(super) fn certificate(&self, ca: &Ca, spiffe_id: SpiffeId, minted: &Minted) -> Answer {
+        let issuers = self.issuers();
+        let chain = std::iter::once(&minted.leaf).chain(ca.shown());
         Answer::Certificate {
             spiffe_id,
-            chain: vec![STANDARD.encode(&minted.leaf)],
-            bundle: self.issuers().roots(),
+            chain: chain.map(|der| STANDARD.encode(der)).collect(),
+            bundle: issuers.roots(),
+            published: issuers.published(),
             until: rfc3339(minted.until),
         }
     }
@@ -266,7 +271,7 @@ fn taken() -> Failure {
 }
 
 /// The certificate's content, and its end. Its life stays within the authority's.
-fn params(
+pub(super) fn params(
     leaf: &Leaf,
     first: OffsetDateTime,
     last: OffsetDateTime,

@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
 
 use super::authorities::{Authorities, Member};
 use super::ca::{Ca, ClockTrust, Root};
 use super::error::AuthorityError;
 use super::jwt_key::{JwtKeyRow, JwtSigner};
 use super::key_seal::CaKeys;
+use super::upstream::{Above, Over, ReadUpstream, UpstreamError, made};
 use crate::identity::{Bundle, BundleDocument};
 use crate::model::limits::JWKS_FRESH;
 use crate::model::{AuthorityState, Digest, Moment, SecretValue, TrustDomain};
@@ -22,6 +24,8 @@ pub(super) struct Opening {
     pub domain: TrustDomain,
     pub keys: CaKeys,
     pub clock: Arc<ClockTrust>,
+    /// Reads who stands above the next authority; none if it is a root.
+    pub upstream: Option<ReadUpstream>,
 }
 
 /// All of them, opened.
@@ -36,10 +40,13 @@ pub(super) struct Issuers {
     pub jwt: Option<(Arc<JwtSigner>, i64)>,
     /// What the trust domain publishes of itself.
     pub document: Arc<BundleDocument>,
-    /// The roots by trust domain, for the view.
+    /// The authorities themselves by trust domain, for the view: whoever else stands below a company's
+    /// root is nobody here.
     pub bundles: Arc<HashMap<TrustDomain, Bundle>>,
     /// Their keys, for the view.
     pub own_issuers: Arc<HashSet<Digest>>,
+    /// Those, and the keys of who stands above.
+    pub all_keys: HashSet<Digest>,
 }
 
 impl Issuers {
@@ -61,6 +68,12 @@ impl Issuers {
         let active = row.members.iter().position(|it| it.state == AuthorityState::Active);
         let active = active.and_then(|at| all.get(at)).cloned();
         let roots: Vec<_> = all.iter().map(|ca| ca.root().clone()).collect();
+        let mut published: Vec<CertificateDer<'static>> = Vec::new();
+        for root in all.iter().flat_map(|ca| ca.published()) {
+            if !published.contains(root) {
+                published.push(root.clone());
+            }
+        }
         let signers = open_signers(row, former, opening)?;
         let jwt = row.active().and_then(|it| {
             let signer = signers.iter().find(|signer| *signer.authority() == it.id)?;
@@ -68,7 +81,7 @@ impl Issuers {
         });
         let keys = signers.iter().map(|signer| signer.public().clone()).collect();
         let domain = opening.domain.clone();
-        let document = BundleDocument::new(domain, roots.clone(), keys, row.sequence, JWKS_FRESH)
+        let document = BundleDocument::new(domain, published, keys, row.sequence, JWKS_FRESH)
             .map_err(|_| AuthorityError::CaDamaged("two authorities have one key"))?;
         Ok(Self {
             signers,
@@ -77,18 +90,30 @@ impl Issuers {
             active: active.ok_or(AuthorityError::CaMissing)?,
             bundles: Arc::new(HashMap::from([(opening.domain.clone(), Bundle { roots })])),
             own_issuers: Arc::new(all.iter().map(|ca| ca.key()).collect()),
+            all_keys: all
+                .iter()
+                .flat_map(|ca| ca.over().into_iter().flat_map(Over::keys).chain([ca.key()]))
+                .collect(),
             all,
         })
     }
 
-    /// Whether the key is that of an authority.
+    /// Whether the key is that of an authority, or of who stands above one.
     pub(super) fn is_key(&self, key: &Digest) -> bool {
-        self.own_issuers.contains(key)
+        self.all_keys.contains(key)
     }
 
-    /// The roots (DER, base64).
+    /// What our own verifiers trust (DER, base64).
     pub(super) fn roots(&self) -> Vec<String> {
         self.all.iter().map(|ca| STANDARD.encode(ca.root())).collect()
+    }
+
+    /// What others trust (DER, base64), where that is something else: nothing if it is not.
+    pub(super) fn published(&self) -> Vec<String> {
+        match self.all.iter().any(|ca| ca.over().is_some()) {
+            true => self.document.x509_roots().iter().map(|der| STANDARD.encode(der)).collect(),
+            false => Vec::new(),
+        }
     }
 }
 
@@ -112,7 +137,8 @@ fn open_signers(
 }
 
 fn open_one(member: &Member, opening: &Opening, now: Moment) -> Result<Ca, AuthorityError> {
-    let root = Root::read(&member.certificate, &opening.domain)?;
+    let root = Root::read(&member.certificate, &opening.domain, member.above.is_some())?;
+    let over = member.above.as_ref().map(Above::read).transpose()?;
     let key = match &member.key {
         None => SecretValue::new(opening.keys.first.expose().to_vec()),
         Some(sealed) => {
@@ -121,17 +147,28 @@ fn open_one(member: &Member, opening: &Opening, now: Moment) -> Result<Ca, Autho
             opened.ok_or(AuthorityError::CaKey)?
         }
     };
-    Ca::open(root, &key, &opening.domain, Arc::clone(&opening.clock), now)
+    let ca = Ca::open(root, &key, &opening.domain, Arc::clone(&opening.clock), now)?;
+    Ok(ca.below(over))
 }
 
-/// A fresh authority, its key sealed; active or prepared, as `state` says.
+/// A fresh authority, its key sealed; active or prepared, as `state` says. A root, or below whoever the
+/// configuration names.
 pub(super) fn fresh(
     opening: &Opening,
     state: AuthorityState,
     now: Moment,
-) -> Result<Member, AuthorityError> {
-    let (certificate, key) = Ca::create(&opening.domain, now)?;
-    let id = Root::read(&certificate, &opening.domain)?.id;
+) -> Result<Member, UpstreamError> {
+    let (certificate, key, above) = match &opening.upstream {
+        None => {
+            let (certificate, key) = Ca::create(&opening.domain, now)?;
+            (certificate, key, None)
+        }
+        Some(read) => {
+            let made = made(&read()?, &opening.domain, now)?;
+            (made.certificate, made.key, Some(made.above))
+        }
+    };
+    let id = Root::read(&certificate, &opening.domain, above.is_some())?.id;
     let sealed = opening.keys.seal.seal(&label(&id), &key);
     let jwt = Some(JwtKeyRow::fresh(&id, opening, now.unix_s())?);
     let is_active = state == AuthorityState::Active;
@@ -145,6 +182,7 @@ pub(super) fn fresh(
         tainted: None,
         key: Some(STANDARD.encode(sealed)),
         jwt,
+        above,
     })
 }
 

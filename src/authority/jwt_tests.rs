@@ -260,7 +260,7 @@ async fn a_store_from_before_is_completed_once_and_its_new_key_rests() {
     let (room, caller, entry) = served().await;
     step(&room, CaStep::Prepare {}).await;
     let whole = row(&room).await;
-    assert_eq!(whole["v"], 3);
+    assert_eq!(whole["v"], 4);
     let mut former = whole.clone();
     former["v"] = json!(2);
     for member in former["members"].as_array_mut().unwrap() {
@@ -274,7 +274,7 @@ async fn a_store_from_before_is_completed_once_and_its_new_key_rests() {
 
     old.authority.make_jwt_keys(Some(9)).await.unwrap();
     let made = row(&old).await;
-    assert_eq!(made["v"], 3);
+    assert_eq!(made["v"], 4);
     assert_eq!(made["sequence"].as_u64(), whole["sequence"].as_u64().map(|it| it + 1));
     assert_eq!(kids(&old).len(), 2, "told at once");
     old.authority.make_jwt_keys(Some(10)).await.unwrap();
@@ -304,7 +304,7 @@ async fn a_key_opens_as_its_own_authoritys_only_and_other_formats_are_refused() 
     let mut other = good.clone();
     other["members"][0]["jwt"]["key"] = other["members"][0]["key"].clone();
     assert!(with_row(&room, &other).await.is_err(), "an authority's other key is none");
-    for (change, v) in [("newer", 4), ("none", 0)] {
+    for (change, v) in [("newer", 5), ("none", 0)] {
         let mut row = good.clone();
         row["v"] = json!(v);
         let refused = with_row(&room, &row).await.err().unwrap();

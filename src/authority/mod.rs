@@ -7,6 +7,7 @@
 //! put in force; then the answer goes out, so that whoever has the answer to a revocation can
 //! rely on it (I4). It never decides who may ask: a [`Grant`](crate::decision_log::Grant) says so.
 
+mod apart;
 mod authorities;
 mod bound;
 mod ca;
@@ -20,6 +21,7 @@ mod federated;
 mod federation;
 mod fetches;
 mod guesses;
+mod intermediate;
 mod issue;
 mod issuers;
 mod jwt;
@@ -41,6 +43,7 @@ mod scan;
 mod shards;
 mod subject_key;
 mod token;
+mod upstream;
 
 #[cfg(test)]
 mod fake_store;
@@ -52,6 +55,8 @@ mod jwt_tests;
 mod prove_tests;
 #[cfg(test)]
 mod rotate_tests;
+#[cfg(test)]
+mod upstream_tests;
 #[cfg(test)]
 mod whole_tests;
 
@@ -67,3 +72,4 @@ pub use restore::{DeniedSvid, EpochFloor};
 pub use room::{Authority, Places};
 pub use subject_key::{SubjectKey, SubjectKeyError};
 pub use token::{JoinToken, TokenError};
+pub use upstream::{ReadUpstream, UpstreamError, UpstreamFiles};

@@ -28,7 +28,8 @@ use rcgen::PublicKeyData;
 
 /// A certificate chain with its key, for a TLS end of ours. No `Debug`: it holds a key.
 pub struct OwnIdentity {
-    /// Leaf first; the root stands last, because the enrolment port must show it.
+    /// Leaf first; then the authority, because the enrolment port must show it, and who stands between it
+    /// and the roots of others.
     pub chain: Vec<CertificateDer<'static>>,
     /// The same key under each other authority that is trusted, for whoever knows no younger root.
     pub others: Vec<Vec<CertificateDer<'static>>>,
@@ -66,13 +67,13 @@ impl Authority {
         for ca in issuers.all.iter().filter(|ca| ca.id() != issuers.active.id()) {
             // One that has ended, or is revoked this very moment, is shown to nobody.
             if let Ok(other) = self.mint(ca, &leaf, &subject, now) {
-                others.push(vec![other.leaf, ca.root().clone()]);
+                others.push(shown(ca, other.leaf));
             }
         }
         self.own_by.store(Some(Arc::new(issuers.active.id())));
         let pkcs8 = key.pkcs8()?;
         Ok(OwnIdentity {
-            chain: vec![minted.leaf, issuers.active.root().clone()],
+            chain: shown(&issuers.active, minted.leaf),
             others,
             key: PrivatePkcs8KeyDer::from(pkcs8.expose().to_vec()).into(),
             until: minted.until,
@@ -178,13 +179,19 @@ impl Authority {
             return Err(Failure::conflict("this key serves another identity; make a fresh one"));
         }
         let minted = self.mint(ca, &leaf, key, now)?;
-        Ok(Released::head(self.certificate(id, &minted)))
+        Ok(Released::head(self.certificate(ca, id, &minted)))
     }
 
     /// An ID of our own domain.
     pub(super) fn id(&self, path: &str) -> Result<SpiffeId, Failure> {
         self.domain.id(path).map_err(|error| Failure::invalid(format!("{path}: {error}")))
     }
+}
+
+/// A leaf with its authority, and with who stands above that one.
+fn shown(ca: &Ca, leaf: CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
+    let above = ca.over().into_iter().flat_map(|over| over.chain.iter().cloned());
+    [leaf, ca.root().clone()].into_iter().chain(above).collect()
 }
 
 /// Judges a known device that asks for its next certificate, and notes that it was seen.

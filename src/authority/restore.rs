@@ -129,7 +129,10 @@ impl Authority {
         let fresh = match floor.authorities.contains(&self.root_digest()) {
             true => {
                 tracing::error!("the authority that was to sign is revoked: another one signs now");
-                Some(fresh(&self.opening, AuthorityState::Active, now)?)
+                Some(
+                    fresh(&self.opening, AuthorityState::Active, now)
+                        .map_err(AuthorityError::from)?,
+                )
             }
             false => None,
         };

@@ -124,7 +124,8 @@ impl Authority {
     ) -> Result<(Self, Arc<Identity>), AuthorityError> {
         let now = clock.now();
         let mirror = Mirror::load(store.as_ref(), &domain).await?;
-        let opening = Opening { domain: domain.clone(), keys, clock: ClockTrust::from(now) };
+        let clock_trust = ClockTrust::from(now);
+        let opening = Opening { domain: domain.clone(), keys, clock: clock_trust, upstream: None };
         let issuers = Issuers::open(mirror.authorities()?, None, &opening, now)?;
         let bundles = joined(&issuers, &mirror);
         let identity = Arc::new(Identity::new(view(&domain, bundles, &issuers, &mirror)));
@@ -160,7 +161,8 @@ impl Authority {
         Self { token_issuer: issuer, ..self }
     }
 
-    /// Whether a key (SHA-256 of its SubjectPublicKeyInfo) is one of our own authorities'.
+    /// Whether a key (SHA-256 of its SubjectPublicKeyInfo) is one of our own authorities', or of who
+    /// stands above one.
     pub fn is_issuer(&self, key: &Digest) -> bool {
         self.issuers().is_key(key)
     }
@@ -216,7 +218,7 @@ impl Authority {
         self.act(&caller, &ask, grant.target(), grant.under()?, grant.now(), body).await
     }
 
-    /// SHA-256 of the root certificate (DER) of the authority that signs.
+    /// SHA-256 of the certificate (DER) of the authority that signs.
     pub fn root_digest(&self) -> Digest {
         self.issuers().active.id()
     }

@@ -9,13 +9,18 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authorities::{Authorities, Member};
+use super::error::AuthorityError;
 use super::issuers::fresh;
 use super::mirror::{Mirror, Step};
 use super::records::DeviceRecord;
 use super::room::Authority;
+use super::upstream::Above;
 use crate::identity::{Caller, CallerKind, JwtKey};
 use crate::model::limits::{
     AGENT_TTL, DEVICES_MAX, JWKS_FRESH, LAST_SEEN_STEP, LEAF_TTL_MAX, OPERATOR_TTL, PENDING_SHOWN,
@@ -23,7 +28,7 @@ use crate::model::limits::{
 };
 use crate::model::{
     Answer, AuthorityState, AuthoritySummary, BundleHeld, BundleRoot, CaStanding, CaStep, DeviceId,
-    Digest, Failure, Moment, PendingDevice, Released, rfc3339,
+    Digest, Failure, Moment, PendingDevice, Released, UpstreamSummary, rfc3339,
 };
 
 /// What agents say that they have in force.
@@ -62,7 +67,8 @@ impl Authority {
         let roots = row.members.iter().map(root).collect();
         // Never older than the row: keys are put in force before it.
         let jwt_keys = self.bundle_document().jwt_keys().iter().map(JwtKey::to_jwk).collect();
-        Ok(Released::head(Answer::Bundle { sequence: row.sequence, roots, jwt_keys }))
+        let published = self.issuers().published();
+        Ok(Released::head(Answer::Bundle { sequence: row.sequence, roots, published, jwt_keys }))
     }
 
     /// One step; the answer is how all of them stand then.
@@ -76,7 +82,8 @@ impl Authority {
             let fresh = match step {
                 CaStep::Prepare {} => {
                     self.issuers().active.ready(now)?; // by right clocks, or not at all
-                    Some(fresh(&self.opening, AuthorityState::Prepared, now)?)
+                    let fresh = fresh(&self.opening, AuthorityState::Prepared, now);
+                    Some(fresh.map_err(AuthorityError::from)?)
                 }
                 _ => None,
             };
@@ -103,6 +110,7 @@ impl Authority {
             CaStep::Show {} => Ok((**row).clone()),
             CaStep::Prepare {} => {
                 let fresh = fresh.ok_or_else(|| Failure::invalid("nothing was prepared"))?;
+                self.apart(mirror, fresh)?;
                 row.prepare(fresh.clone())
             }
             CaStep::Activate { after_s, force } => {
@@ -215,6 +223,7 @@ impl Authority {
                 activated: member.activated.map(text),
                 retired: member.retired.map(text),
                 tainted: member.tainted.map(text),
+                upstream: member.above.as_ref().and_then(|above| under(member, above)),
                 until: ends.get(&member.id).map(|end| rfc3339(*end)).unwrap_or_default(),
                 agents,
                 operators,
@@ -297,6 +306,17 @@ fn living_by(mirror: &Mirror, row: &Authorities, id: &Digest, now: Moment) -> (u
     let all = mirror.devices().filter(|(_, record)| of(record) && may_live(record, now));
     let (people, agents): (Vec<_>, Vec<_>) = all.partition(|(_, it)| it.class.is_person());
     (count(agents.len()), count(people.len()))
+}
+
+/// What people need to know of whoever stands above an authority.
+fn under(member: &Member, above: &Above) -> Option<UpstreamSummary> {
+    let der = STANDARD.decode(&member.certificate).ok()?;
+    let (_, read) = X509Certificate::from_der(&der).ok()?;
+    let roots = above.roots.iter().filter_map(|text| STANDARD.decode(text).ok());
+    Some(UpstreamSummary {
+        serial: hex::encode(read.raw_serial()),
+        roots: roots.map(|der| Digest::of(&der)).collect(),
+    })
 }
 
 fn seconds(duration: Duration) -> i64 {

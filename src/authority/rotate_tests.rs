@@ -173,11 +173,11 @@ async fn a_store_of_one_root_is_read_as_it_was_and_rewritten_by_the_first_step_o
     assert_eq!(row().await, before, "looking changes nothing");
     step(&room, PREPARE).await.unwrap();
     let after = String::from_utf8(row().await).unwrap();
-    assert!(after.starts_with("{\"v\":3,"), "an older program refuses it by its version: {after}");
+    assert!(after.starts_with("{\"v\":4,"), "an older program refuses it by its version: {after}");
     for bad in [
         after.replace("\"prepared\":", "\"x\":"),
         after.replace("\"state\":\"prepared\"", "\"state\":\"active\""),
-        after.replace("\"v\":3", "\"v\":4"),
+        after.replace("\"v\":4", "\"v\":5"),
     ] {
         let store = Arc::new(room.store.copy());
         store.tamper(Table::Authority, |value| *value = bad.clone().into_bytes());

@@ -89,7 +89,7 @@ async fn act_with(
 
 /// The chain of an answer, and its SPIFFE ID; bundle and end are checked on the way.
 fn chain(room: &Room, released: &Released) -> (String, Vec<CertificateDer<'static>>) {
-    let Answer::Certificate { spiffe_id, chain, bundle, until } = &released.answer else {
+    let Answer::Certificate { spiffe_id, chain, bundle, until, .. } = &released.answer else {
         panic!("{:?}", released.answer)
     };
     let decode = |text: &String| CertificateDer::from(STANDARD.decode(text).unwrap());

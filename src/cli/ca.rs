@@ -130,6 +130,13 @@ fn shown(standing: &CaStanding) -> String {
         ]);
     }
     let mut text = table(&rows);
+    for it in &standing.authorities {
+        if let Some(upstream) = &it.upstream {
+            let roots: Vec<_> = upstream.roots.iter().map(short).collect();
+            let (id, serial) = (short(&it.id), &upstream.serial);
+            text.push_str(&format!("\n{id}  below {}, serial {serial}", roots.join(" ")));
+        }
+    }
     for (id, at) in &standing.revoked {
         text.push_str(&format!("\n{}  revoked {at}", short(id)));
     }

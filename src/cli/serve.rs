@@ -113,6 +113,7 @@ fn wishes(options: &InitOptions) -> Result<(Wishes, Option<Box<dyn KeyProvider>>
         threads: None,
         methods: app::EnrolmentConfig::default(),
         federation: app::FederationConfig::default(),
+        upstream: None,
     };
     Ok((Wishes { config, operator: options.operator.clone() }, provider))
 }

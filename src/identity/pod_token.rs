@@ -215,6 +215,20 @@ impl Cluster {
         Ok(Self { keys, issuer: issuer.to_owned(), audience: audience.to_owned(), accounts })
     }
 
+    /// Whether a token could be of both: they have a key in common, by whatever id, or the issuer, unless
+    /// that is the name that every cluster has of itself.
+    pub fn is_also(&self, other: &Self) -> bool {
+        let own_name =
+            ["https://kubernetes.default.svc", "https://kubernetes.default.svc.cluster.local"];
+        let same_issuer = self.issuer == other.issuer && !own_name.contains(&self.issuer.as_str());
+        let material = |key: &JwtKey| {
+            let jwk = key.to_jwk();
+            ["kty", "crv", "x", "y", "n", "e"].map(|name| jwk.get(name).cloned())
+        };
+        let others: Vec<_> = other.keys.iter().map(material).collect();
+        same_issuer || self.keys.iter().any(|key| others.contains(&material(key)))
+    }
+
     /// Verifies a token's text.
     ///
     /// # Errors

@@ -251,8 +251,11 @@ pub enum Answer {
         spiffe_id: SpiffeId,
         /// Leaf first, without the root.
         chain: Vec<String>,
-        /// The roots of the trust domain.
+        /// The authorities of the trust domain, which Doorward's own verifiers trust.
         bundle: Vec<String>,
+        /// The roots that others trust, where they are others: a company's, above those authorities.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        published: Vec<String>,
         /// End, RFC 3339.
         until: String,
     },
@@ -292,8 +295,11 @@ pub enum Answer {
     Bundle {
         /// Raised by each change of an authority.
         sequence: u64,
-        /// Them, the younger before the older.
+        /// Them, the younger before the older: what Doorward's own verifiers trust.
         roots: Vec<BundleRoot>,
+        /// What others trust, where that is something else: a company's roots, above those.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        published: Vec<String>,
         /// The keys for JWT-SVIDs, as RFC 7517 writes keys; a broker from before them tells none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         jwt_keys: Vec<serde_json::Value>,

@@ -127,10 +127,22 @@ pub struct AuthoritySummary {
     pub tainted: Option<String>,
     /// Its own end.
     pub until: String,
+    /// Who stands above it; none for a root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<UpstreamSummary>,
     /// Devices whose latest certificate is of it and may be alive.
     pub agents: u64,
     /// People, likewise.
     pub operators: u64,
+}
+
+/// Who stands above an authority, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamSummary {
+    /// The serial number of the authority's certificate, hexadecimal: what whoever signed it revokes.
+    pub serial: String,
+    /// SHA-256 of each root that is published for it.
+    pub roots: Vec<Digest>,
 }
 
 /// An agent that must be waited for.

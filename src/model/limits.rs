@@ -5,10 +5,12 @@ use std::time::Duration;
 
 mod enrolment;
 mod federation;
+mod upstream;
 mod workload_api;
 
 pub use self::enrolment::*;
 pub use self::federation::*;
+pub use self::upstream::*;
 pub use self::workload_api::*;
 
 /// A SPIFFE ID: the standard's own limit, in bytes (SPIFFE-ID §2.3).

@@ -38,6 +38,7 @@ pub use ask::Ask;
 pub use audience::{Audience, AudienceError};
 pub use authority::{
     AuthorityState, AuthoritySummary, BundleHeld, BundleRoot, CaStanding, CaStep, PendingDevice,
+    UpstreamSummary,
 };
 pub use client_ref::{ClientRef, ClientRefError};
 pub use clock::{Clock, ManualClock, Moment, SystemClock, rfc3339, rfc3339_millis};

@@ -130,6 +130,7 @@ mod tests {
             spiffe_id: SpiffeId::parse(ID).unwrap(),
             chain: vec![STANDARD.encode(leaf.der())],
             bundle: vec![STANDARD.encode(root.der())],
+            published: Vec::new(),
             until: "2026-11-23T01:00:00Z".into(),
         };
         let domain = TrustDomain::parse("corp.example").unwrap();

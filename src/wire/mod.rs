@@ -53,7 +53,9 @@ pub use http_get::{HttpGetError, HttpResponse};
 pub use http1::OnlyHttp1;
 pub use https::{HttpsClient, HttpsError, HttpsServer, web_roots};
 pub use leaf::{Leaf, LeafError};
-pub use pem::{PemError, certificates as pem_certificates, key as pem_key};
+pub use pem::{
+    PemError, certificates as pem_certificates, key as pem_key, signing_key as pem_signing_key,
+};
 /// How a listening port speaks QUIC and TLS.
 pub use quinn::ServerConfig as PortConfig;
 pub use shows::{DeviceCertificate, Shows};

@@ -24,6 +24,12 @@ pub enum PemError {
     /// No key of a kind that is used here.
     #[error("there is no `PRIVATE KEY` or `EC PRIVATE KEY` section in it")]
     NoKey,
+    /// No key of a kind that an authority has.
+    #[error(
+        "there is no `PRIVATE KEY`, `EC PRIVATE KEY` or `RSA PRIVATE KEY` section in it; an encrypted \
+         one is not read"
+    )]
+    NoSigningKey,
     /// More certificates than allowed.
     #[error("there are more than {0} certificates in it")]
     TooMany(usize),
@@ -56,6 +62,22 @@ pub fn key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
     match section(text, "EC PRIVATE KEY")? {
         Some(der) => Ok(PrivateKeyDer::Sec1(der.to_vec().into())),
         None => Err(PemError::NoKey),
+    }
+}
+
+/// The same, also of an RSA authority: PKCS #8, SEC 1 or PKCS #1.
+///
+/// # Errors
+/// When there is none, or it is damaged.
+pub fn signing_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
+    match key(text) {
+        Err(PemError::NoKey) => {}
+        found => return found,
+    }
+    let text = std::str::from_utf8(text).map_err(|_| PemError::Damaged)?;
+    match section(text, "RSA PRIVATE KEY")? {
+        Some(der) => Ok(PrivateKeyDer::Pkcs1(der.to_vec().into())),
+        None => Err(PemError::NoSigningKey),
     }
 }
 

@@ -61,7 +61,7 @@ pub struct ServerIdentity {
     current: ArcSwap<Vec<Shown>>,
 }
 
-/// One chain, and what a client says that knows its root.
+/// One chain, and what a client says that knows its authority.
 struct Shown {
     pair: Arc<CertifiedKey>,
     hint: Option<DistinguishedName>,
@@ -72,7 +72,9 @@ impl Shown {
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, TlsError> {
-        let hint = chain.last().map(|root| root_hint(&Digest::of(root)));
+        // The authority stands next to the leaf, before who stands above it.
+        let authority = chain.get(1).or(chain.first());
+        let hint = authority.map(|root| root_hint(&Digest::of(root)));
         Ok(Self { pair: Arc::new(pair(chain, key)?), hint })
     }
 }
@@ -89,8 +91,8 @@ impl ServerIdentity {
         Ok(Arc::new(Self { current: ArcSwap::from_pointee(vec![Shown::new(chain, key)?]) }))
     }
 
-    /// Shows this chain from the next handshake on, and one of `others` (the root last in each) to a
-    /// client that names its root and not that of the first.
+    /// Shows this chain from the next handshake on, and one of `others` (the authority after the leaf in
+    /// each) to a client that names its authority and not that of the first.
     ///
     /// # Errors
     /// When the key is not that of all; what was shown before stays.

@@ -55,6 +55,7 @@ impl House {
             threads: Some(2),
             methods: app::EnrolmentConfig::default(),
             federation: app::FederationConfig::default(),
+            upstream: None,
         };
         let wishes = Wishes { config, operator: "you".to_owned() };
         let place = dir.path().join("broker");

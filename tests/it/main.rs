@@ -34,6 +34,7 @@ mod snapshots;
 mod streams;
 mod svids;
 mod tidy;
+mod upstream;
 mod vectors;
 mod visitor;
 mod workload_api;

@@ -27,12 +27,12 @@ impl X509Bundles {
             let entries = self.watch.fitting(&who, self.given.is_none()).await?;
             let others = self.watch.others(&entries);
             let roots = self.watch.roots().borrow_and_update().clone();
-            let bundle = &roots.certificates;
+            let bundle = roots.published();
             if bundle.is_empty() {
                 return Err(Status::unavailable("the agent is starting"));
             }
-            let same = |(roots, told): &(Arc<Roots>, Others)| {
-                roots.certificates == *bundle && *told == others
+            let same = |(given, told): &(Arc<Roots>, Others)| {
+                given.published() == bundle && *told == others
             };
             if self.given.as_ref().is_some_and(same) {
                 self.watch.look().await?;

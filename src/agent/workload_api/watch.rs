@@ -223,7 +223,7 @@ impl Given {
         self.rest_until.is_some_and(|until| now < until)
             || (now < self.renew_at
                 && self.marks == marks(entries)
-                && self.roots.certificates == roots.certificates
+                && self.roots.tell_the_same_as(roots)
                 && self.others == *others
                 && !self.chains.iter().any(|chain| roots.taints(chain)))
     }
