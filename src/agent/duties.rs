@@ -188,6 +188,7 @@ mod tests {
             selectors,
             ttl_s: None,
             default,
+            jwt_alg: Default::default(),
             federates_with: Vec::new(),
             hint: None,
         };

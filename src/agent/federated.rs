@@ -158,6 +158,7 @@ mod tests {
                 selectors: vec![Selector::Uid(1)],
                 ttl_s: None,
                 default: false,
+                jwt_alg: Default::default(),
                 federates_with: names.iter().map(|name| domain(name)).collect(),
                 hint: None,
             },

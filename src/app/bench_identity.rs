@@ -144,6 +144,7 @@ fn draft(device: &Device, number: usize) -> Result<EntryDraft, String> {
         selectors: vec![Selector::Uid(UID), Selector::Path(path)],
         ttl_s: None,
         default: false,
+        jwt_alg: Default::default(),
         federates_with: Vec::new(),
         hint: None,
     })

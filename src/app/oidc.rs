@@ -53,10 +53,10 @@ impl Issuer {
 
     /// The document below `/.well-known/openid-configuration`. Nobody logs in here, so it has no
     /// place for that; the rest is what verifiers of tokens demand.
-    fn discovery(&self) -> String {
+    fn discovery(&self, algorithms: &[String]) -> String {
         json!({
             "authorization_endpoint": "",
-            "id_token_signing_alg_values_supported": ["ES256"],
+            "id_token_signing_alg_values_supported": algorithms,
             "issuer": self.0,
             "jwks_uri": format!("{}/keys", self.0),
             "response_types_supported": ["id_token"],
@@ -96,15 +96,27 @@ impl Published {
         Self { issuer, keys: Box::new(keys) }
     }
 
-    /// The discovery document; none where no issuer is set.
+    /// The discovery document; none where no issuer is set, or once the broker has ended.
     pub fn discovery(&self) -> Option<String> {
-        self.issuer.as_ref().map(Issuer::discovery)
+        let issuer = self.issuer.as_ref()?;
+        Some(issuer.discovery(&algorithms(&self.keys()?)))
     }
 
     /// The keys as they stand now; none once the broker has ended.
     pub fn keys(&self) -> Option<Vec<u8>> {
         (self.keys)()
     }
+}
+
+/// What the keys of this set sign with.
+fn algorithms(keys: &[u8]) -> Vec<String> {
+    let set: serde_json::Value = serde_json::from_slice(keys).unwrap_or_default();
+    let keys = set.get("keys").and_then(serde_json::Value::as_array);
+    let of = |key: &serde_json::Value| key.get("alg")?.as_str().map(str::to_owned);
+    let mut all: Vec<_> = keys.into_iter().flatten().filter_map(of).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 #[cfg(test)]
@@ -149,7 +161,10 @@ mod tests {
     #[test]
     fn the_document_names_what_verifiers_demand() {
         let issuer = Issuer::parse("https://id.corp.example/a").unwrap();
-        let told: serde_json::Value = serde_json::from_str(&issuer.discovery()).unwrap();
+        let keys = br#"{"keys":[{"alg":"RS256"},{"alg":"ES256"},{"alg":"ES256"},{}]}"#;
+        assert_eq!(algorithms(keys), ["ES256", "RS256"], "what the keys say, once each");
+        let told = issuer.discovery(&algorithms(br#"{"keys":[{"alg":"ES256"}]}"#));
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
         assert_eq!(told["issuer"], "https://id.corp.example/a");
         assert_eq!(told["jwks_uri"], "https://id.corp.example/a/keys");
         assert_eq!(told["id_token_signing_alg_values_supported"], json!(["ES256"]));

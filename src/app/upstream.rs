@@ -127,8 +127,8 @@ impl Reader<'_> {
             Some(PathBuf::from(text))
         };
         let (certificate, key, roots) = (path("certificate"), path("key"), path("roots"));
-        // Two days at least: a leaf lives for one, and the next authority comes at half.
-        let days = self.number(Some(section), "days", &(2..=365), UPSTREAM_DAYS);
+        // An old one is trusted for 30 days, the next comes at half: fewer days would be too many at once.
+        let days = self.number(Some(section), "days", &(40..=365), UPSTREAM_DAYS);
         Some(Some(UpstreamConfig {
             certificate: certificate?,
             key: key?,
@@ -171,7 +171,7 @@ mod tests {
             ("key = \"/k/up.key\"\n", "", "`upstream.key` is missing"),
             ("\"root.pem\"", "\"\"", "`roots` is a PEM file"),
             ("\"up.pem\"", "7", "`certificate` is text"),
-            ("[upstream]\n", "[upstream]\ndays = 1\n", "`days` is a whole number, 2 to 365"),
+            ("[upstream]\n", "[upstream]\ndays = 39\n", "`days` is a whole number, 40 to 365"),
         ] {
             assert!(GOOD.contains(from), "{from}");
             let said = parse(&GOOD.replace(from, to)).unwrap_err();

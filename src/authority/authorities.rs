@@ -69,6 +69,9 @@ pub(super) struct Member {
     /// Its key for JWT-SVIDs; none for one that ended, or will end, without ever having signed any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwt: Option<JwtKeyRow>,
+    /// Its key for JWT-SVIDs that are asked for with RS256; made when the first entry wants such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rs256: Option<JwtKeyRow>,
     /// What stands above it; none for a root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub above: Option<Above>,
@@ -125,6 +128,7 @@ impl Authorities {
             tainted: None,
             key: None,
             jwt: None,
+            rs256: None,
             above: None,
         };
         let revoked = BTreeMap::new();

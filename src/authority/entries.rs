@@ -10,7 +10,7 @@ use super::room::Authority;
 use crate::model::limits::{ENTRIES_MAX, ENTRIES_PER_ID};
 use crate::model::{
     Answer, Code, DeviceId, Entry, EntryDraft, EntryId, Failure, Moment, Reason, Released,
-    SecretPrefix, SpiffeId, Target, fit_page, next_items, rfc3339,
+    SecretPrefix, SpiffeId, Target, TokenAlgorithm, fit_page, next_items, rfc3339,
 };
 
 impl Authority {
@@ -35,11 +35,18 @@ impl Authority {
         let id = EntryId::random();
         let created = rfc3339(now.wall());
         let entry = Entry { id, draft: draft.clone(), epoch: 1, created };
+        let wants_rs256 = draft.jwt_alg == TokenAlgorithm::Rs256;
+        let keys = if wants_rs256 { self.rs256_keys().await? } else { Vec::new() };
         let (revision, ()) = self
             .change(under, |mirror| {
                 fits(mirror, draft)?;
                 let record = EntryRecord { v: FORMAT, entry: entry.clone(), suspended: false };
-                Ok((vec![Step::Entry(id, Some(record))], ()))
+                let mut steps = vec![Step::Entry(id, Some(record))];
+                if wants_rs256 {
+                    let row = mirror.authorities()?.with_rs256(&keys)?;
+                    steps.extend(row.map(Step::Authorities));
+                }
+                Ok((steps, ()))
             })
             .await?;
         Ok(Released::head(Answer::Entries {

@@ -236,6 +236,7 @@ pub(super) fn draft(path: &str) -> EntryDraft {
         selectors: vec![Selector::Uid(1000)],
         ttl_s: None,
         default: false,
+        jwt_alg: Default::default(),
         federates_with: Vec::new(),
         hint: None,
     }

@@ -17,7 +17,9 @@ use super::key_seal::CaKeys;
 use super::upstream::{Above, Over, ReadUpstream, UpstreamError, made};
 use crate::identity::{Bundle, BundleDocument};
 use crate::model::limits::JWKS_FRESH;
-use crate::model::{AuthorityState, Digest, Moment, SecretValue, TrustDomain};
+use crate::model::{
+    AuthorityState, Digest, Moment, SecretValue, TokenAlgorithm as Algorithm, TrustDomain,
+};
 
 /// What opening needs beside the row.
 pub(super) struct Opening {
@@ -36,8 +38,10 @@ pub(super) struct Issuers {
     pub all: Vec<Arc<Ca>>,
     /// The keys for JWT-SVIDs of those that are trusted for what they have signed, in the same order.
     pub signers: Vec<Arc<JwtSigner>>,
-    /// The one that signs JWT-SVIDs, and when its authority was prepared.
-    pub jwt: Option<(Arc<JwtSigner>, i64)>,
+    /// Those of them that sign, one for each algorithm.
+    pub jwt: Vec<Arc<JwtSigner>>,
+    /// When the authority that signs was prepared.
+    pub prepared: i64,
     /// What the trust domain publishes of itself.
     pub document: Arc<BundleDocument>,
     /// The authorities themselves by trust domain, for the view: whoever else stands below a company's
@@ -75,10 +79,9 @@ impl Issuers {
             }
         }
         let signers = open_signers(row, former, opening)?;
-        let jwt = row.active().and_then(|it| {
-            let signer = signers.iter().find(|signer| *signer.authority() == it.id)?;
-            Some((Arc::clone(signer), it.prepared))
-        });
+        let signing = row.active().ok_or(AuthorityError::CaMissing)?;
+        let of_it = signers.iter().filter(|signer| *signer.authority() == signing.id);
+        let (jwt, prepared) = (of_it.cloned().collect(), signing.prepared);
         let keys = signers.iter().map(|signer| signer.public().clone()).collect();
         let domain = opening.domain.clone();
         let document = BundleDocument::new(domain, published, keys, row.sequence, JWKS_FRESH)
@@ -86,6 +89,7 @@ impl Issuers {
         Ok(Self {
             signers,
             jwt,
+            prepared,
             document: Arc::new(document),
             active: active.ok_or(AuthorityError::CaMissing)?,
             bundles: Arc::new(HashMap::from([(opening.domain.clone(), Bundle { roots })])),
@@ -126,12 +130,16 @@ fn open_signers(
 ) -> Result<Vec<Arc<JwtSigner>>, AuthorityError> {
     let mut signers = Vec::with_capacity(row.members.len());
     for member in row.members.iter().filter(|it| it.state != AuthorityState::Tainted) {
-        let Some(key) = &member.jwt else { continue };
-        let held = former.and_then(|it| it.signers.iter().find(|it| it.is(&member.id, key)));
-        signers.push(match held {
-            Some(held) => Arc::clone(held),
-            None => Arc::new(JwtSigner::open(&member.id, key, opening)?),
-        });
+        let keys = [(&member.jwt, Algorithm::Es256), (&member.rs256, Algorithm::Rs256)];
+        for (key, algorithm) in keys {
+            let Some(key) = key else { continue };
+            let of = (&member.id, algorithm);
+            let held = former.and_then(|it| it.signers.iter().find(|it| it.is(of, key)));
+            signers.push(match held {
+                Some(held) => Arc::clone(held),
+                None => Arc::new(JwtSigner::open(of, key, opening)?),
+            });
+        }
     }
     Ok(signers)
 }
@@ -156,6 +164,7 @@ fn open_one(member: &Member, opening: &Opening, now: Moment) -> Result<Ca, Autho
 pub(super) fn fresh(
     opening: &Opening,
     state: AuthorityState,
+    with_rs256: bool,
     now: Moment,
 ) -> Result<Member, UpstreamError> {
     let (certificate, key, above) = match &opening.upstream {
@@ -170,7 +179,9 @@ pub(super) fn fresh(
     };
     let id = Root::read(&certificate, &opening.domain, above.is_some())?.id;
     let sealed = opening.keys.seal.seal(&label(&id), &key);
-    let jwt = Some(JwtKeyRow::fresh(&id, opening, now.unix_s())?);
+    let key = |algorithm| JwtKeyRow::fresh((&id, algorithm), opening, now.unix_s());
+    let jwt = Some(key(Algorithm::Es256)?);
+    let rs256 = with_rs256.then(|| key(Algorithm::Rs256)).transpose()?;
     let is_active = state == AuthorityState::Active;
     Ok(Member {
         id,
@@ -182,6 +193,7 @@ pub(super) fn fresh(
         tainted: None,
         key: Some(STANDARD.encode(sealed)),
         jwt,
+        rs256,
         above,
     })
 }

@@ -23,7 +23,7 @@ use crate::identity::{Caller, JwtSvid};
 use crate::model::limits::JWT_TTL;
 use crate::model::{
     Answer, Ask, Code, Failure, Moment, Reason, Released, RequestId, SecretValue, SpiffeId, Target,
-    rfc3339,
+    TokenAlgorithm, rfc3339,
 };
 
 /// What a token shall say.
@@ -52,7 +52,7 @@ impl Authority {
         let (device, mirror) = (agents_device(caller)?, self.mirror());
         let (_, record) = entitled(&mirror, &device, (entry, spiffe_id), workload, target)?;
         let issuers = self.issuers();
-        let signer = ready_signer(&issuers, now)?;
+        let signer = ready_signer(&issuers, record.entry.draft.jwt_alg, now)?;
         let ttl = record
             .entry
             .draft
@@ -103,16 +103,20 @@ impl Authority {
 }
 
 /// The key that signs now, if one may.
-fn ready_signer(issuers: &Issuers, now: Moment) -> Result<&JwtSigner, Failure> {
+fn ready_signer(
+    issuers: &Issuers,
+    algorithm: TokenAlgorithm,
+    now: Moment,
+) -> Result<&JwtSigner, Failure> {
     issuers.active.ready(now)?;
     let later = |hint: String| {
         let failure = Failure::new(Code::Unavailable, Reason::Conflict);
         Failure { hint: Some(hint), ..failure }
     };
-    let Some((signer, prepared)) = &issuers.jwt else {
+    let Some(signer) = issuers.jwt.iter().find(|it| it.algorithm() == algorithm) else {
         return Err(later("the authority has no key for tokens; restart the broker".to_owned()));
     };
-    let from = signer.signs_from(*prepared);
+    let from = signer.signs_from(issuers.prepared);
     if now.unix_s() < from {
         let from = OffsetDateTime::from_unix_timestamp(from).map(rfc3339).unwrap_or_default();
         return Err(later(format!(
@@ -124,7 +128,7 @@ fn ready_signer(issuers: &Issuers, now: Moment) -> Result<&JwtSigner, Failure> {
 
 /// The token in JWS compact serialisation.
 fn signed(signer: &JwtSigner, claims: &Claims<'_>) -> Result<SecretValue, Failure> {
-    let header = json!({ "alg": "ES256", "kid": signer.public().key_id(), "typ": "JWT" });
+    let header = json!({ "alg": signer.algorithm().as_str(), "kid": signer.public().key_id(), "typ": "JWT" });
     let mut said = json!({
         "aud": [claims.audience],
         "exp": claims.until,

@@ -1,5 +1,5 @@
-//! The key of an authority that signs JWT-SVIDs: P-256, made with the authority, sealed as its other
-//! key is, and living by the same states.
+//! The keys of an authority that sign JWT-SVIDs: P-256, made with the authority, and RSA, made when the
+//! first entry asks for RS256; sealed as its other key is, and living by the same states.
 //!
 //! It is published before it signs anything, so that whoever has the bundle can check every token.
 //! The private half lives inside the cryptographic library from the moment it is opened; its PKCS#8
@@ -7,11 +7,17 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use aws_lc_rs::rsa::KeySize;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair,
+};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::public_key::RSAPublicKey;
 
 use super::authorities::Authorities;
 use super::error::AuthorityError;
@@ -20,7 +26,10 @@ use super::mirror::{Mirror, Step};
 use super::room::Authority;
 use crate::identity::{BundleDocument, JwtAlgorithm, JwtKey};
 use crate::model::limits::JWT_KEY_REST;
-use crate::model::{AuthorityState as State, Digest, SecretValue};
+use crate::model::{
+    AuthorityState as State, Code, Digest, Failure, Reason, SecretValue,
+    TokenAlgorithm as Algorithm,
+};
 
 /// The key as it stands in the authority's row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,15 +44,25 @@ pub(super) struct JwtKeyRow {
 impl JwtKeyRow {
     /// A fresh key for this authority.
     pub(super) fn fresh(
-        authority: &Digest,
+        of: (&Digest, Algorithm),
         opening: &Opening,
         published: i64,
     ) -> Result<Self, AuthorityError> {
-        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
-            .map_err(|_| AuthorityError::Crypto("making a key for tokens"))?;
-        let document = pair.to_pkcs8v1().map_err(|_| AuthorityError::Crypto("writing a key"))?;
-        let pkcs8 = SecretValue::new(document.as_ref().to_vec());
-        let sealed = opening.keys.seal.seal(&label(authority), &pkcs8);
+        let making = |_| AuthorityError::Crypto("making a key for tokens");
+        let writing = |_| AuthorityError::Crypto("writing a key");
+        let pkcs8 = match of.1 {
+            Algorithm::Es256 => {
+                let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING);
+                pair.map_err(making)?.to_pkcs8v1().map_err(writing)?.as_ref().to_vec()
+            }
+            Algorithm::Rs256 => {
+                let pair = RsaKeyPair::generate(KeySize::Rsa2048).map_err(making)?;
+                let document: Pkcs8V1Der<'_> = pair.as_der().map_err(writing)?;
+                document.as_ref().to_vec()
+            }
+        };
+        let pkcs8 = SecretValue::new(pkcs8);
+        let sealed = opening.keys.seal.seal(&label(of), &pkcs8);
         Ok(Self { key: STANDARD.encode(sealed), published })
     }
 }
@@ -52,31 +71,42 @@ impl JwtKeyRow {
 pub(super) struct JwtSigner {
     authority: Digest,
     row: JwtKeyRow,
-    pair: EcdsaKeyPair,
+    pair: Pair,
     public: JwtKey,
+}
+
+enum Pair {
+    Ec(EcdsaKeyPair),
+    Rsa(RsaKeyPair),
 }
 
 impl JwtSigner {
     /// Opens an authority's key. One that is sealed for another authority does not open.
     pub(super) fn open(
-        authority: &Digest,
+        of: (&Digest, Algorithm),
         row: &JwtKeyRow,
         opening: &Opening,
     ) -> Result<Self, AuthorityError> {
         let sealed = STANDARD.decode(&row.key).map_err(|_| AuthorityError::CaKey)?;
-        let opened = opening.keys.seal.open(&label(authority), &sealed);
-        let pkcs8 = opened.ok_or(AuthorityError::CaKey)?;
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.expose())
-            .map_err(|_| AuthorityError::CaKey)?;
-        let public = JwtKey::ec_by_thumbprint(pair.public_key().as_ref())
-            .and_then(|key| key.only_for(JwtAlgorithm::Es256))
-            .map_err(|_| AuthorityError::CaKey)?;
-        Ok(Self { authority: *authority, row: row.clone(), pair, public })
+        let pkcs8 = opening.keys.seal.open(&label(of), &sealed).ok_or(AuthorityError::CaKey)?;
+        let (pair, public) = match of.1 {
+            Algorithm::Es256 => ec(pkcs8.expose())?,
+            Algorithm::Rs256 => rsa(pkcs8.expose())?,
+        };
+        Ok(Self { authority: *of.0, row: row.clone(), pair, public })
     }
 
-    /// Whether it is this authority's key, opened from this very row.
-    pub(super) fn is(&self, authority: &Digest, row: &JwtKeyRow) -> bool {
-        self.authority == *authority && self.row == *row
+    /// Whether it is this authority's key for this algorithm, opened from this very row.
+    pub(super) fn is(&self, of: (&Digest, Algorithm), row: &JwtKeyRow) -> bool {
+        self.authority == *of.0 && self.algorithm() == of.1 && self.row == *row
+    }
+
+    /// What it signs with.
+    pub(super) fn algorithm(&self) -> Algorithm {
+        match self.pair {
+            Pair::Ec(_) => Algorithm::Es256,
+            Pair::Rsa(_) => Algorithm::Rs256,
+        }
     }
 
     /// The authority that it is of.
@@ -99,17 +129,48 @@ impl JwtSigner {
         }
     }
 
-    /// A signature as JWS has it (RFC 7518 §3.4).
+    /// A signature as JWS has it (RFC 7518 §§3.3 and 3.4).
     pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, AuthorityError> {
-        let signature = self.pair.sign(&SystemRandom::new(), message);
-        let signature = signature.map_err(|_| AuthorityError::Crypto("signing a token"))?;
-        Ok(signature.as_ref().to_vec())
+        let random = SystemRandom::new();
+        let failed = |_| AuthorityError::Crypto("signing a token");
+        match &self.pair {
+            Pair::Ec(pair) => Ok(pair.sign(&random, message).map_err(failed)?.as_ref().to_vec()),
+            Pair::Rsa(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).map_err(failed)?;
+                Ok(signature)
+            }
+        }
     }
 }
 
-/// What a key is sealed under: it opens as this authority's key for tokens, and as nothing else.
-fn label(authority: &Digest) -> String {
-    format!("jwt/{authority}")
+fn ec(pkcs8: &[u8]) -> Result<(Pair, JwtKey), AuthorityError> {
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8)
+        .map_err(|_| AuthorityError::CaKey)?;
+    let public = JwtKey::ec_by_thumbprint(pair.public_key().as_ref())
+        .and_then(|key| key.only_for(JwtAlgorithm::Es256))
+        .map_err(|_| AuthorityError::CaKey)?;
+    Ok((Pair::Ec(pair), public))
+}
+
+fn rsa(pkcs8: &[u8]) -> Result<(Pair, JwtKey), AuthorityError> {
+    let pair = RsaKeyPair::from_pkcs8(pkcs8).map_err(|_| AuthorityError::CaKey)?;
+    let (_, public) = RSAPublicKey::from_der(pair.public_key().as_ref())
+        .map_err(|_| AuthorityError::Crypto("reading a public key"))?;
+    // The sign bit of an INTEGER is no part of the number.
+    let plain = |octets: &[u8]| octets.strip_prefix(&[0]).unwrap_or(octets).to_vec();
+    let public = JwtKey::rsa_by_thumbprint(&plain(public.modulus), &plain(public.exponent))
+        .and_then(|key| key.only_for(JwtAlgorithm::Rs256))
+        .map_err(|_| AuthorityError::CaKey)?;
+    Ok((Pair::Rsa(pair), public))
+}
+
+/// What a key is sealed under: it opens as this authority's key for such tokens, and as nothing else.
+fn label((authority, algorithm): (&Digest, Algorithm)) -> String {
+    match algorithm {
+        Algorithm::Es256 => format!("jwt/{authority}"),
+        Algorithm::Rs256 => format!("jwt-rs256/{authority}"),
+    }
 }
 
 impl Authority {
@@ -133,7 +194,7 @@ impl Authority {
             // Nobody can be without what was there before the first device was.
             let is_first = self.mirror().devices().len() == 0;
             let published = if is_first { i64::MIN } else { now.unix_s() };
-            JwtKeyRow::fresh(&id, &self.opening, published).map(|row| (id, row))
+            JwtKeyRow::fresh((&id, Algorithm::Es256), &self.opening, published).map(|row| (id, row))
         };
         let lacking = self.lacking_jwt_keys()?.into_iter();
         let made: Vec<_> = lacking.map(fresh).collect::<Result<_, _>>()?;
@@ -142,6 +203,20 @@ impl Authority {
             Ok((next.map(Step::Authorities).into_iter().collect(), ()))
         };
         self.change(under, plan).await.map(|_| ())
+    }
+
+    /// Keys for RS256 for those that sign, or will, and have none: made because an entry wants them.
+    /// Like any key that comes to an authority that signs already, they rest.
+    pub(super) async fn rs256_keys(&self) -> Result<Vec<(Digest, JwtKeyRow)>, AuthorityError> {
+        let mirror = self.mirror();
+        let lacking: Vec<Digest> = mirror.authorities()?.lacking_rs256().collect();
+        let is_first = mirror.devices().len() == 0;
+        let published = if is_first { i64::MIN } else { self.clock.now().unix_s() };
+        let fresh = |id: Digest| {
+            let row = JwtKeyRow::fresh((&id, Algorithm::Rs256), &self.opening, published);
+            row.map(|row| (id, row))
+        };
+        lacking.into_iter().map(fresh).collect()
     }
 
     /// What the trust domain publishes of itself: everything that is trusted in it, roots and keys for
@@ -157,6 +232,37 @@ impl Authorities {
         let lacks = |state| matches!(state, State::Active | State::Prepared);
         let lacking = self.members.iter().filter(move |it| it.jwt.is_none() && lacks(it.state));
         lacking.map(|it| it.id)
+    }
+
+    /// Those that sign, or will, and have no key for RS256.
+    pub(super) fn lacking_rs256(&self) -> impl Iterator<Item = Digest> + '_ {
+        let signs = |state| matches!(state, State::Active | State::Prepared);
+        let lacking = self.members.iter().filter(move |it| it.rs256.is_none() && signs(it.state));
+        lacking.map(|it| it.id)
+    }
+
+    /// The row with these keys for RS256; nothing where none is lacking.
+    ///
+    /// # Errors
+    /// When another one lacks a key than when these were made.
+    pub(super) fn with_rs256(&self, made: &[(Digest, JwtKeyRow)]) -> Result<Option<Self>, Failure> {
+        if self.lacking_rs256().next().is_none() {
+            return Ok(None);
+        }
+        let mut next = self.next();
+        for (id, row) in made {
+            let member = next.members.iter_mut().find(|it| it.id == *id && it.rs256.is_none());
+            if let Some(member) = member {
+                let published = row.published.max(member.prepared);
+                member.rs256 = Some(JwtKeyRow { published, ..row.clone() });
+            }
+        }
+        let is_whole = next.lacking_rs256().next().is_none();
+        if is_whole {
+            Ok(Some(next))
+        } else {
+            Err(Failure::new(Code::Unavailable, Reason::Changed))
+        }
     }
 
     /// The row with these keys for those that have none; nothing if all have one.

@@ -255,6 +255,72 @@ async fn with_row(room: &Room, row: &Value) -> Result<Room, super::AuthorityErro
     Ok(Room { store, clock, key, authority, identity })
 }
 
+/// The same draft with RSA tokens.
+fn with_rs256(path: &str) -> EntryDraft {
+    EntryDraft { jwt_alg: crate::model::TokenAlgorithm::Rs256, ..draft(path) }
+}
+
+#[tokio::test]
+async fn an_entry_that_asks_for_rs256_gets_it_once_its_key_was_told() {
+    let (room, caller, usual) = served().await;
+    let es256 = kids(&room);
+    assert_eq!(es256.len(), 1, "no such key is made before somebody wants it");
+    let before = row(&room).await["sequence"].as_u64().unwrap();
+    let wants = entry(&room, with_rs256("/ns/pay/old")).await;
+    let told = kids(&room);
+    assert_eq!(told.len(), 2);
+    assert_eq!(row(&room).await["sequence"].as_u64().unwrap(), before + 1, "agents are told");
+    let early = issue(&room, &caller, &ask_of(&wants, 1000)).await.unwrap_err();
+    assert_eq!(early.code, Code::Unavailable, "it rests: nobody may know it yet");
+    assert!(issue(&room, &caller, &ask_of(&usual, 1000)).await.is_ok(), "the other goes on");
+    let again = entry(&room, with_rs256("/ns/pay/other")).await;
+    assert_eq!(kids(&room), told, "one key for all of them");
+
+    room.clock.advance(JWT_KEY_REST);
+    for it in [&wants, &again] {
+        let token = text(&issue(&room, &caller, &ask_of(it, 1000)).await.unwrap());
+        assert_eq!(header(&token)["alg"], "RS256");
+        assert_ne!(header(&token)["kid"], es256[0].as_str());
+        assert_eq!(checked(&room, &token).unwrap().id(), &it.draft.spiffe_id);
+    }
+    let usual_token = text(&issue(&room, &caller, &ask_of(&usual, 1000)).await.unwrap());
+    assert_eq!(header(&usual_token)["alg"], "ES256");
+
+    // It lives as its authority does, and its successor is there before it signs.
+    let token = text(&issue(&room, &caller, &ask_of(&wants, 1000)).await.unwrap());
+    step(&room, CaStep::Prepare {}).await;
+    assert_eq!(kids(&room).len(), 4);
+    step(&room, ACTIVATE).await;
+    let next = text(&issue(&room, &caller, &ask_of(&wants, 1000)).await.unwrap());
+    assert_eq!(header(&next)["alg"], "RS256");
+    assert_ne!(header(&next)["kid"], header(&token)["kid"]);
+    assert!(checked(&room, &token).is_ok() && checked(&room, &next).is_ok());
+    let restarted = room.again().await;
+    assert_eq!(kids(&restarted), kids(&room));
+    assert!(checked(&restarted, &next).is_ok());
+    let old = row(&room).await["members"][1]["id"].clone();
+    let old = serde_json::from_value(old).unwrap();
+    step(&room, CaStep::Taint { id: old }).await;
+    assert!(checked(&room, &token).is_err() && checked(&room, &next).is_ok());
+}
+
+#[tokio::test]
+async fn an_rsa_key_opens_as_its_own_authoritys_only() {
+    let (room, _, _) = served().await;
+    entry(&room, with_rs256("/ns/pay/old")).await;
+    step(&room, CaStep::Prepare {}).await;
+    let good = row(&room).await;
+    assert!(with_row(&room, &good).await.is_ok(), "control");
+    for (from, to) in [("jwt", "rs256"), ("rs256", "jwt")] {
+        let mut bad = good.clone();
+        bad["members"][0][to] = good["members"][0][from].clone();
+        assert!(with_row(&room, &bad).await.is_err(), "{from} is no {to}");
+    }
+    let mut bad = good.clone();
+    bad["members"][0]["rs256"] = good["members"][1]["rs256"].clone();
+    assert!(with_row(&room, &bad).await.is_err(), "another authority's");
+}
+
 #[tokio::test]
 async fn a_store_from_before_is_completed_once_and_its_new_key_rests() {
     let (room, caller, entry) = served().await;

@@ -218,6 +218,11 @@ impl Mirror {
         self.entries.values().map(|held| held.record.as_ref())
     }
 
+    /// Whether an entry's tokens are signed with RS256.
+    pub(super) fn wants_rs256(&self) -> bool {
+        self.entries().any(|it| it.entry.draft.jwt_alg == crate::model::TokenAlgorithm::Rs256)
+    }
+
     /// How many entries there are.
     pub(super) fn entry_count(&self) -> usize {
         self.entries.len()

@@ -130,7 +130,7 @@ impl Authority {
             true => {
                 tracing::error!("the authority that was to sign is revoked: another one signs now");
                 Some(
-                    fresh(&self.opening, AuthorityState::Active, now)
+                    fresh(&self.opening, AuthorityState::Active, self.mirror().wants_rs256(), now)
                         .map_err(AuthorityError::from)?,
                 )
             }

@@ -27,8 +27,8 @@ use crate::model::limits::{
     REENROLL_WINDOW,
 };
 use crate::model::{
-    Answer, AuthorityState, AuthoritySummary, BundleHeld, BundleRoot, CaStanding, CaStep, DeviceId,
-    Digest, Failure, Moment, PendingDevice, Released, UpstreamSummary, rfc3339,
+    Answer, AuthorityState, AuthoritySummary, BundleHeld, BundleRoot, CaStanding, CaStep, Code,
+    DeviceId, Digest, Failure, Moment, PendingDevice, Reason, Released, UpstreamSummary, rfc3339,
 };
 
 /// What agents say that they have in force.
@@ -82,7 +82,12 @@ impl Authority {
             let fresh = match step {
                 CaStep::Prepare {} => {
                     self.issuers().active.ready(now)?; // by right clocks, or not at all
-                    let fresh = fresh(&self.opening, AuthorityState::Prepared, now);
+                    let fresh = fresh(
+                        &self.opening,
+                        AuthorityState::Prepared,
+                        self.mirror().wants_rs256(),
+                        now,
+                    );
                     Some(fresh.map_err(AuthorityError::from)?)
                 }
                 _ => None,
@@ -111,6 +116,9 @@ impl Authority {
             CaStep::Prepare {} => {
                 let fresh = fresh.ok_or_else(|| Failure::invalid("nothing was prepared"))?;
                 self.apart(mirror, fresh)?;
+                if fresh.rs256.is_none() && mirror.wants_rs256() {
+                    return Err(Failure::new(Code::Unavailable, Reason::Changed));
+                }
                 row.prepare(fresh.clone())
             }
             CaStep::Activate { after_s, force } => {
@@ -257,7 +265,14 @@ impl Authority {
         let row = mirror.authorities()?;
         let (first, last) = self.issuers().active.life();
         let (life, left) = (last - first, last - now.wall());
-        if let Some(over) = row.members.iter().find(|it| rests(it, REENROLL_WINDOW, now)) {
+        // Of one whose own end has come nothing counts any more, and nobody is shown it.
+        let ended = |it: &&Member| {
+            let all = &self.issuers().all;
+            let has_ended = all.iter().any(|ca| ca.id() == it.id && ca.life().1 < now.wall());
+            has_ended && rests(it, LEAF_TTL_MAX, now)
+        };
+        let over = |it: &&Member| rests(it, REENROLL_WINDOW, now) || ended(it);
+        if let Some(over) = row.members.iter().find(over) {
             return Ok(Some(CaStep::Revoke { id: over.id, force: false }));
         }
         if left > life / 2 {

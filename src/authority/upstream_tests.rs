@@ -445,6 +445,29 @@ async fn a_revoked_one_that_was_to_sign_is_followed_by_one_below_the_same_compan
 }
 
 #[tokio::test]
+async fn an_old_one_that_has_ended_leaves_before_others_do() {
+    let room = Room::new().await;
+    let (root, issuing) = company(at(&room));
+    let mut short = Company::params("Short", at(&room));
+    short.not_after = at(&room) + 3 * DAY;
+    let ending = root.below(&rcgen::PKCS_ECDSA_P256_SHA256, short);
+    let room = room.below(reader(&root, &ending).0);
+    step(&room, PREPARE).await.unwrap();
+    step(&room, FORCED).await.unwrap();
+    let ended = room.authority.root_digest();
+    let room = room.below(reader(&root, &issuing).0);
+    step(&room, PREPARE).await.unwrap();
+    step(&room, FORCED).await.unwrap();
+    room.clock.advance(2 * DAY);
+    assert_eq!(room.authority.due(room.now()).unwrap(), None);
+    room.clock.advance(DAY + Duration::from_secs(1));
+    let due = room.authority.due(room.now()).unwrap();
+    assert_eq!(due, Some(CaStep::Revoke { id: ended, force: false }));
+    step(&room, due.unwrap()).await.unwrap();
+    assert_eq!(room.authority.due(room.now()).unwrap(), None, "that of the other waits");
+}
+
+#[tokio::test]
 async fn no_root_serves_two_purposes() {
     use super::methods::{Admission, EnrolMethods};
     use crate::identity::DeviceRoots;

@@ -199,6 +199,7 @@ fn entry(entry: &Entry) -> Value {
         "epoch": entry.epoch,
         "federates_with": draft.federates_with,
         "hint": draft.hint,
+        "jwt_alg": draft.jwt_alg,
         "id": entry.id,
         "selectors": selectors,
         "spiffe_id": draft.spiffe_id,

@@ -14,8 +14,8 @@ use super::output::{Output, printable, table};
 use super::secrets::unexpected;
 use crate::app;
 use crate::model::{
-    Answer, Ask, DeviceId, Digest, Entry, EntryDraft, Hint, SecretValue, Selector, Serial,
-    SpiffeId, TrustDomain, WorkloadFacts,
+    Answer, Ask, DeviceId, Digest, Entry, EntryDraft, Hint, SecretValue, Selector, Serial, SpiffeId,
+    TokenAlgorithm, TrustDomain, WorkloadFacts,
 };
 
 /// A SPIFFE ID, or its path in the broker's own trust domain.
@@ -99,6 +99,10 @@ async fn create(options: NewEntry, asking: &Asking, output: &Output) -> Result<(
         selectors: options.selector.iter().map(|text| selector(text)).collect::<Result<_, _>>()?,
         ttl_s: options.ttl,
         default: options.default,
+        jwt_alg: match options.jwt_alg.as_str() {
+            "RS256" => TokenAlgorithm::Rs256,
+            _ => TokenAlgorithm::Es256,
+        },
         federates_with: others.collect::<Result<_, _>>()?,
         hint: hint.map_err(|error| Fault::usage("the hint is refused").cause(error.to_string()))?,
     };
@@ -330,6 +334,7 @@ mod tests {
                 selectors: selectors.iter().map(|text| selector(text).unwrap()).collect(),
                 ttl_s: None,
                 default: false,
+                jwt_alg: Default::default(),
                 federates_with: Vec::new(),
                 hint: None,
             },

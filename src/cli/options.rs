@@ -255,6 +255,9 @@ pub struct NewEntry {
     /// Given when a process fits several entries and names none
     #[arg(long)]
     pub default: bool,
+    /// What its JWT-SVIDs are signed with; RS256 for verifiers that take nothing else
+    #[arg(long, value_name = "ALG", value_parser = ["ES256", "RS256"], default_value = "ES256")]
+    pub jwt_alg: String,
     /// Tell the workload of this federated trust domain's bundle too; may be given again
     #[arg(long, value_name = "TRUST-DOMAIN")]
     pub federates_with: Vec<String>,

@@ -137,6 +137,17 @@ impl JwtKey {
         Ok(Self { kid: key_id(kid)?, material, algorithm: None })
     }
 
+    /// The same, called by its thumbprint (RFC 7638), which everybody can compute.
+    ///
+    /// # Errors
+    /// When the key is none.
+    pub fn rsa_by_thumbprint(modulus: &[u8], exponent: &[u8]) -> Result<Self, JwkError> {
+        let (n, e) = (URL_SAFE_NO_PAD.encode(modulus), URL_SAFE_NO_PAD.encode(exponent));
+        let text = format!(r#"{{"e":"{e}","kty":"RSA","n":"{n}"}}"#);
+        let kid = URL_SAFE_NO_PAD.encode(Digest::of(text.as_bytes()).0);
+        Self::rsa(&kid, modulus, exponent)
+    }
+
     /// The same key for one algorithm only.
     ///
     /// # Errors

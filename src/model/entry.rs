@@ -110,6 +110,34 @@ impl fmt::Display for Selector {
     }
 }
 
+/// What JWT-SVIDs are signed with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TokenAlgorithm {
+    /// ECDSA on P-256 with SHA-256.
+    #[default]
+    #[serde(rename = "ES256")]
+    Es256,
+    /// RSA PKCS #1 v1.5 with SHA-256, for verifiers that take nothing else.
+    #[serde(rename = "RS256")]
+    Rs256,
+}
+
+impl TokenAlgorithm {
+    /// The word in a token's header.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Es256 => "ES256",
+            Self::Rs256 => "RS256",
+        }
+    }
+
+    // serde gives a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What the agent's kernel says of one process. `None` is unknown, and unknown matches nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -171,6 +199,9 @@ pub struct EntryDraft {
     /// Given when a process matches several entries and names none.
     #[serde(default)]
     pub default: bool,
+    /// What its JWT-SVIDs are signed with.
+    #[serde(default, skip_serializing_if = "TokenAlgorithm::is_usual")]
+    pub jwt_alg: TokenAlgorithm,
     /// Trust domains whose bundles the workload is told of, for those it speaks with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub federates_with: Vec<TrustDomain>,
@@ -294,6 +325,7 @@ mod tests {
             selectors,
             ttl_s: None,
             default: false,
+            jwt_alg: Default::default(),
             federates_with: Vec::new(),
             hint: None,
         }
@@ -302,6 +334,7 @@ mod tests {
     #[test]
     fn other_trust_domains_are_others_and_few() {
         let with = |names: &[&str]| EntryDraft {
+            jwt_alg: Default::default(),
             federates_with: names.iter().map(|it| TrustDomain::parse(it).unwrap()).collect(),
             ..draft(vec![Selector::Uid(1)])
         };

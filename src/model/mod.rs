@@ -49,7 +49,8 @@ pub use duty::{DutyChanges, PendingAgent, Since};
 pub use endpoint::{Endpoint, EndpointProfile, EndpointUrl, EndpointUrlError};
 pub use enrolment::{EnrolBy, EnrolledBy, Proven, Shown};
 pub use entry::{
-    Entry, EntryDraft, EntryError, RetractedSvid, Selector, WorkloadFacts, is_pod_uid,
+    Entry, EntryDraft, EntryError, RetractedSvid, Selector, TokenAlgorithm, WorkloadFacts,
+    is_pod_uid,
 };
 pub use federation::{FederatedDomain, FederationStep};
 pub use hint::{HINT_MAX, Hint, HintError};

@@ -28,6 +28,7 @@ mod postgres;
 mod posture;
 mod push;
 mod reflection;
+mod rs256;
 mod scene;
 mod sealed;
 mod snapshots;

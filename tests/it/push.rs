@@ -113,6 +113,7 @@ async fn create(house: &House, path: &str, device: Option<DeviceId>) -> (EntryId
         selectors: vec![Selector::Uid(4242)],
         ttl_s: None,
         default: false,
+        jwt_alg: Default::default(),
         federates_with: Vec::new(),
         hint: None,
     };

@@ -89,6 +89,7 @@ fn handshake(config: &Arc<rustls::ClientConfig>, port: u16) -> std::io::Result<V
 fn a_rotation_below_a_companys_root_fails_no_handshake() {
     let mut stage = stage();
     let root = below(&mut stage);
+    acknowledged(&stage);
     let me = std::fs::read_link("/proc/self/exe").unwrap();
     let peer = program().with_file_name("examples").join("mtls_server");
     register(&stage, "client", &me);

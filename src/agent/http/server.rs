@@ -279,6 +279,7 @@ mod tests {
             selectors: vec![Selector::Uid(uid)],
             ttl_s: None,
             default: false,
+            jwt_alg: Default::default(),
             federates_with: Vec::new(),
             hint: None,
         };

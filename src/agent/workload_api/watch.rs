@@ -385,6 +385,7 @@ mod tests {
             selectors: vec![Selector::Uid(1)],
             ttl_s: None,
             default: false,
+            jwt_alg: Default::default(),
             federates_with: Vec::new(),
             hint: None,
         };
