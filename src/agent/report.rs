@@ -7,8 +7,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep_until};
+
 use super::keys::DeviceKey;
 use super::shared::Shared;
+use crate::model::limits::CHALLENGE_GAP;
 use crate::model::{Answer, Clock, Digest, SpiffeId};
 use crate::posture::{EvidenceKey, Facts};
 use crate::wire::{Client, ClientError};
@@ -99,8 +102,12 @@ impl Reporter {
     /// Reports as long as it is let.
     pub(super) async fn run(mut self, client: &Client, shared: &Shared) -> Infallible {
         let mut rhythm = Rhythm::default();
+        let (mut challenged, mut rested) = (false, Instant::now());
+        // One at a time, over all rounds: what has begun to arrive is not lost.
+        let challenge = client.challenged();
+        tokio::pin!(challenge);
         loop {
-            match self.look(client, &mut rhythm).await {
+            match self.look(client, &mut rhythm, challenged).await {
                 Ok(None) => {}
                 Ok(Some(posture)) => shared.reported(posture, self.clock.now().wall()),
                 Err(why) => {
@@ -109,15 +116,24 @@ impl Reporter {
                     rhythm.failed(self.clock.now().boot());
                 }
             }
-            tokio::time::sleep(LOOK).await;
+            if challenged {
+                rested = Instant::now() + CHALLENGE_GAP;
+                challenge.set(client.challenged());
+            }
+            let ring = async {
+                sleep_until(rested).await;
+                challenge.as_mut().await;
+            };
+            challenged = tokio::time::timeout(LOOK, ring).await.is_ok();
         }
     }
 
-    /// Collects once, and reports if it is time. Gives the device's posture if it was reported.
+    /// Collects once, and reports if it is time or the broker asks for it. Gives the device's posture if it was reported.
     async fn look(
         &mut self,
         client: &Client,
         rhythm: &mut Rhythm,
+        challenged: bool,
     ) -> Result<Option<String>, ReportError> {
         let collecting = tokio::task::spawn_blocking(super::facts::collect);
         let facts = match tokio::time::timeout(COLLECT_MAX, collecting).await {
@@ -125,7 +141,7 @@ impl Reporter {
             _ => return Err(ReportError::Collect),
         };
         let digest = facts.digest();
-        if !rhythm.wants(digest, self.clock.now().boot()) {
+        if !challenged && !rhythm.wants(digest, self.clock.now().boot()) {
             return Ok(None);
         }
         let (posture, next) = self.report(client, &facts, digest).await?;

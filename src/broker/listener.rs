@@ -24,6 +24,7 @@ use crate::wire::CloseCode;
 use stream::Stream;
 use waiting::Waiting;
 
+mod challenge;
 mod hanging;
 mod stream;
 mod waiting;
@@ -196,7 +197,14 @@ impl Guest {
             Port::Main if caller.standing() == Standing::Live => caller.not_after(),
             Port::Main => Some(now.wall() + LINGER),
         };
-        self.streams(&connection, &peer, &place.connection, until).await;
+        let reach = challenge::reach(&parts.posture, &caller);
+        let challenges = challenge::pass_on(&connection, reach);
+        tokio::pin!(challenges);
+        let served = self.streams(&connection, &peer, &place.connection, until);
+        tokio::select! {
+            () = served => {}
+            never = &mut challenges => match never {},
+        }
         parts.metrics.connections.dec();
     }
 

@@ -43,6 +43,10 @@ pub struct Metrics {
     pub waits: Gauge<i64, AtomicI64>,
     /// Such questions that were woken.
     pub pushes: Counter,
+    /// Requests for which a device was challenged and answered in time.
+    pub step_ups: Counter,
+    /// … and did not.
+    pub step_ups_unanswered: Counter,
     federated_domains: Gauge<i64, AtomicI64>,
     federation_oldest: Gauge<i64, AtomicI64>,
     /// Fetches of federated bundles that gave none.
@@ -85,6 +89,13 @@ impl Default for Metrics {
             federation_fetches_failed.clone(),
         );
         registry.register("bundles_served", "Our own bundle", bundles_served.clone());
+        let (step_ups, step_ups_unanswered) = (Counter::default(), Counter::default());
+        registry.register("step_ups", "Requests that waited for evidence", step_ups.clone());
+        registry.register(
+            "step_ups_unanswered",
+            "Requests that waited for evidence in vain",
+            step_ups_unanswered.clone(),
+        );
         Self {
             registry,
             decisions,
@@ -97,6 +108,8 @@ impl Default for Metrics {
             frames_refused,
             waits,
             pushes,
+            step_ups,
+            step_ups_unanswered,
             federated_domains,
             federation_oldest,
             federation_fetches_failed,

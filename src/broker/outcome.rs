@@ -73,6 +73,13 @@ pub fn releases(ask: &Ask) -> bool {
     gives_a_credential || is_repeatable(ask)
 }
 
+/// Asks for which a device may be challenged. Never its own ones: a report must not wait for a report,
+/// and nobody is kept from renewing. A list names no object, but asks for every profile there is: what
+/// is too old is left out of it.
+pub fn may_step_up(ask: &Ask) -> bool {
+    !ask.is_own() && !matches!(ask, Ask::List { .. } | Ask::PolicyRollback {})
+}
+
 /// Asks that have something signed, which is never done by wrong clocks.
 pub fn signs(ask: &Ask) -> bool {
     matches!(

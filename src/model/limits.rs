@@ -6,11 +6,13 @@ use std::time::Duration;
 mod enrolment;
 mod federation;
 mod upstream;
+mod step_up;
 mod workload_api;
 
 pub use self::enrolment::*;
 pub use self::federation::*;
 pub use self::upstream::*;
+pub use self::step_up::*;
 pub use self::workload_api::*;
 
 /// A SPIFFE ID: the standard's own limit, in bytes (SPIFFE-ID §2.3).

@@ -19,6 +19,7 @@ mod requirement_file;
 mod room;
 mod session_key;
 mod standing;
+mod step_up;
 mod verdict;
 
 pub use catalog::{FactKind, FactRow, Origin};
@@ -32,4 +33,5 @@ pub use requirement::Tri;
 pub use room::Posture;
 pub use session_key::{EvidenceKey, EvidenceKeyError, Signed};
 pub use standing::DeviceStanding;
+pub use step_up::{Reachable, StepUp};
 pub use verdict::{Demand, Verdict};

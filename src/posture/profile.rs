@@ -14,6 +14,7 @@ use super::notice::Notice;
 use super::profile_file;
 use super::requirement::{Ground, Requirement, Tri};
 use crate::model::Diagnostic;
+use crate::model::limits::STEP_UP_AGE;
 
 /// The age that evidence may have where no profile says otherwise.
 pub(super) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60);
@@ -215,6 +216,12 @@ impl Profiles {
     /// The shortest age limit of all; 60 s where there is no profile.
     pub fn shortest(&self) -> Duration {
         self.ages.first().copied().unwrap_or(DEFAULT_MAX_AGE)
+    }
+
+    /// The shortest age limit of those that periodic reports meet, 60 s where there is none. Shorter
+    /// ones ([`STEP_UP_AGE`]) are met by challenges when somebody asks.
+    pub fn shortest_steady(&self) -> Duration {
+        self.ages.iter().copied().find(|age| *age > STEP_UP_AGE).unwrap_or(DEFAULT_MAX_AGE)
     }
 
     /// Which of the stretches between limits and ends a moment lies in.

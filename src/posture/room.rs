@@ -13,6 +13,7 @@ use tokio::sync::broadcast;
 use super::evidence::{Challenge, Claims, EvidenceError, Parties, verify};
 use super::profile::{DEFAULT_MAX_AGE, Profiles};
 use super::standing::{DeviceStanding, Sessions};
+use super::step_up::Challenges;
 use super::verdict::{Demand, Verdict};
 use crate::model::limits::{POSTURE_CHANGES, STANDINGS_MAX};
 use crate::model::{DeviceId, Digest, Moment};
@@ -39,6 +40,7 @@ pub struct Posture {
     changes: broadcast::Sender<DeviceId>,
     /// The latest boot time that anybody brought, in milliseconds: what `knows` counts age by.
     latest_ms: AtomicU64,
+    challenges: Challenges,
 }
 
 impl Default for Posture {
@@ -52,16 +54,12 @@ impl Posture {
     pub fn new() -> Self {
         let (changes, _) = broadcast::channel(POSTURE_CHANGES);
         let shards = std::iter::repeat_with(RwLock::default).take(SHARDS).collect();
-        Self { shards, changes, latest_ms: AtomicU64::new(0) }
+        let (latest_ms, challenges) = (AtomicU64::new(0), Challenges::default());
+        Self { shards, changes, latest_ms, challenges }
     }
 
-    /// Judges a device (`None`: no device known) now. It may wait where a challenge of the device
-    /// would help; at present it never does.
-    pub async fn assess(&self, device: Option<&DeviceId>, demand: &Demand, now: Moment) -> Verdict {
-        self.look(device, demand, now)
-    }
-
-    /// The same without waiting (for review of live connections).
+    /// Judges a device (`None`: no device known) now. Never waits: what could wait comes before,
+    /// [`step_up`](Self::step_up).
     pub fn look(&self, device: Option<&DeviceId>, demand: &Demand, now: Moment) -> Verdict {
         self.remember(now);
         match device.and_then(|device| self.standing(device)) {
@@ -119,6 +117,7 @@ impl Posture {
         if changed {
             self.announce(*device);
         }
+        self.challenges.answered(device, challenge.issued());
         Ok(claims)
     }
 
@@ -152,10 +151,14 @@ impl Posture {
         self.changes.subscribe()
     }
 
-    /// When a device should report again: a third of the shortest age limit, 2 to 60 seconds. The
-    /// agent adds its own ± 10 %.
+    /// When a device should report again: a third of the shortest age limit, those aside that are
+    /// met by challenges; 2 to 60 seconds. The agent adds its own ± 10 %.
     pub fn period(&self, profiles: &Profiles) -> Duration {
-        (profiles.shortest() / 3).clamp(PERIOD.0, PERIOD.1)
+        (profiles.shortest_steady() / 3).clamp(PERIOD.0, PERIOD.1)
+    }
+
+    pub(super) fn challenges(&self) -> &Challenges {
+        &self.challenges
     }
 
     fn announce(&self, device: DeviceId) {
@@ -453,7 +456,8 @@ require = [ { fact = "device.enrolled", eq = true } ]
             Posture::new().period(&Profiles::parse("f", &text).unwrap())
         };
         assert_eq!(period("60s"), Duration::from_secs(20));
-        assert_eq!(period("3s"), Duration::from_secs(2));
+        assert_eq!(period("12s"), Duration::from_secs(4));
+        assert_eq!(period("5s"), Duration::from_secs(40), "that one is met by challenges");
         assert_eq!(period("90s"), Duration::from_secs(30));
         assert_eq!(Posture::new().period(&Profiles::default()), Duration::from_secs(20));
     }

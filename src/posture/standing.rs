@@ -100,7 +100,7 @@ impl DeviceStanding {
 
     /// The shortest age limit of the profiles that it was last appraised by.
     pub(super) fn shortest_limit(&self) -> Option<Duration> {
-        self.appraisal.load().as_ref().map(|kept| kept.profiles.shortest())
+        self.appraisal.load().as_ref().map(|kept| kept.profiles.shortest_steady())
     }
 
     /// Whether newer claims say the same: the same steady facts of the same boot, and nothing among

@@ -24,7 +24,7 @@ pub struct Demand {
 }
 
 /// How a device met every profile of the demand, at one moment. Made by
-/// [`Posture::assess`](super::Posture::assess) and [`Posture::look`](super::Posture::look) only:
+/// [`Posture::look`](super::Posture::look) only:
 ///
 /// ```compile_fail,E0624
 /// use doorward::posture::{Demand, Verdict};

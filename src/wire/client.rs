@@ -16,6 +16,7 @@ use super::frame::{
     Opening, Reply, decode_nonce, read_end, read_reply, write_evidence, write_opening,
 };
 use super::frame_error::FrameError;
+use super::notice::{NOTICE_TIMEOUT, read_challenge};
 use super::tls::{self, EXPORTER_ENROLMENT, EXPORTER_LABEL};
 use crate::model::limits::{
     ANSWER_TIMEOUT, BUNDLE_MAX, CLOSE_TIMEOUT, FILE_MAX, PUSH_WAIT, TIMEOUT_MIB,
@@ -97,6 +98,19 @@ impl Client {
             self.settle(sending, &mut recv).await
         };
         within(report).await
+    }
+
+    /// Resolves when the broker asks for a report. It never does on a connection that has ended.
+    /// What else a broker may come to tell is passed over.
+    pub async fn challenged(&self) {
+        loop {
+            let Ok(mut recv) = self.connection.accept_uni().await else {
+                return std::future::pending().await;
+            };
+            if tokio::time::timeout(NOTICE_TIMEOUT, read_challenge(&mut recv)).await == Ok(true) {
+                return;
+            }
+        }
     }
 
     /// Resolves when the connection has ended, with the reason in words.

@@ -23,6 +23,7 @@ mod https;
 mod leaf;
 #[cfg(test)]
 mod loopback;
+mod notice;
 mod pem;
 mod shows;
 mod sockets;
@@ -53,6 +54,7 @@ pub use http_get::{HttpGetError, HttpResponse};
 pub use http1::OnlyHttp1;
 pub use https::{HttpsClient, HttpsError, HttpsServer, web_roots};
 pub use leaf::{Leaf, LeafError};
+pub use notice::write_challenge;
 pub use pem::{
     PemError, certificates as pem_certificates, key as pem_key, signing_key as pem_signing_key,
 };

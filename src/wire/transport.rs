@@ -12,8 +12,8 @@ use quinn::{AckFrequencyConfig, IdleTimeout, TransportConfig, ValidationTokenCon
 use crate::model::Clock;
 use crate::model::limits::{
     APPLICANT_IDLE, APPLICANT_STREAMS, APPLICANT_WINDOW, CONNECTION_WINDOW, IDLE_TIMEOUT,
-    INCOMING_BUFFER, INCOMING_BUFFER_TOTAL, INCOMING_MAX, KEEP_ALIVE, SEND_WINDOW, STREAM_WINDOW,
-    STREAMS_AT_FIRST,
+    INCOMING_BUFFER, INCOMING_BUFFER_TOTAL, INCOMING_MAX, KEEP_ALIVE, NOTICES, SEND_WINDOW,
+    STREAM_WINDOW, STREAMS_AT_FIRST,
 };
 
 /// Acknowledgements are asked for once in so many packets (measured: −12 % processor time) …
@@ -36,10 +36,11 @@ pub fn of_enrolment() -> TransportConfig {
     transport
 }
 
-/// A client. It alone keeps the connection alive; the broker opens no streams.
+/// A client. It alone keeps the connection alive; the broker opens no streams but that of a notice.
 pub fn of_client() -> TransportConfig {
     let mut transport = common(IDLE_TIMEOUT, CONNECTION_WINDOW, STREAM_WINDOW);
     transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
+    transport.max_concurrent_uni_streams(VarInt::from_u32(NOTICES));
     transport.keep_alive_interval(Some(KEEP_ALIVE));
     transport
 }
@@ -112,7 +113,9 @@ mod tests {
     fn what_is_not_used_is_off_and_the_rest_is_bounded() {
         assert_eq!(shown(&TransportConfig::default(), "max_concurrent_uni_streams"), "100");
         for transport in [of_broker(), of_enrolment(), of_client()] {
-            assert_eq!(shown(&transport, "max_concurrent_uni_streams"), "0");
+            let notices =
+                if shown(&transport, "keep_alive_interval") == "None" { "0" } else { "1" };
+            assert_eq!(shown(&transport, "max_concurrent_uni_streams"), notices);
             assert_eq!(shown(&transport, "datagram_receive_buffer_size"), "None");
             assert_eq!(shown(&transport, "datagram_send_buffer_size"), "0");
             assert_eq!(shown(&transport, "send_fairness"), "false");
