@@ -5,6 +5,7 @@
 //! changed into the snapshots of posture and policy. It decides nothing.
 
 mod evidence;
+mod exposure;
 mod policies;
 mod reading;
 
@@ -66,6 +67,9 @@ impl Administration {
             Ask::PolicyRollback {} => self.policies.roll_back(grant.under()?).await,
             Ask::LogRead { from, limit, holding } => {
                 self.read_log(*from, *limit, holding.as_deref()).await
+            }
+            Ask::Exposure { device, from, limit, since } => {
+                self.exposure(*device, *from, *limit, *since).await
             }
             Ask::Explain { request } => self.explain(*request).await,
             Ask::Status {} => self.status().await,

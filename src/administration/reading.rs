@@ -80,7 +80,9 @@ impl Administration {
 }
 
 /// Runs what takes long on a thread of its own.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+pub(super) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.map_err(|_| unavailable())
 }
 
@@ -131,7 +133,7 @@ fn label_of(record: &Value) -> String {
     names.fold("|".to_owned(), |label, name| format!("{label}{name}=t|"))
 }
 
-fn unavailable() -> Failure {
+pub(super) fn unavailable() -> Failure {
     Failure::new(Code::Unavailable, Reason::LogUnavailable)
 }
 

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::broadcast::error::RecvError;
+
 use super::clock::{GuardedClock, Watch};
 use super::federation;
 use super::federation_endpoint::Endpoint;
@@ -239,25 +241,26 @@ impl RunningBroker {
             }
         });
         let (line, mut changes) = (Arc::clone(&self.line), parts.posture.changes());
+        let mut installed = parts.policy.installed();
         let mut stop = self.ground.supervisor.stopping();
         self.ground.supervisor.go_on("review of posture", async move {
             loop {
                 let changed = tokio::select! {
                     changed = changes.recv() => changed,
+                    // Other profiles: every device may meet less by them.
+                    Ok(()) = installed.changed() => Err(RecvError::Lagged(0)),
                     _ = stop.wait_for(|stop| *stop) => return Ok::<_, std::convert::Infallible>(()),
                 };
                 let parts = line.parts();
-                let (bundle, now) = (parts.policy.current(), parts.clock.now());
+                let bundle = parts.policy.current();
                 let devices = match changed {
                     Ok(device) => vec![device],
                     // Too many at once: look at every device that has a connection.
-                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
-                        connections.devices()
-                    }
-                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(()),
+                    Err(RecvError::Lagged(_)) => connections.devices(),
+                    Err(RecvError::Closed) => return Ok(()),
                 };
                 for device in devices {
-                    let closed = connections.review_posture(&device, &parts.posture, &bundle, now);
+                    let closed = connections.review_posture(&device, &parts.posture, &bundle);
                     parts.metrics.closed.inc_by(u64::try_from(closed).unwrap_or(0));
                 }
             }

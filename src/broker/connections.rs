@@ -2,7 +2,7 @@
 //!
 //! Holds no transport type: the listener hands over a closure that closes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -88,6 +88,8 @@ pub struct Connections {
 struct Living {
     all: HashMap<u64, Arc<Connection>>,
     counts: HashMap<Whose, usize>,
+    /// Numbers of the connections of each device, so that one that changes costs the others nothing.
+    of_device: HashMap<DeviceId, BTreeSet<u64>>,
 }
 
 /// A place in [`Connections`]; dropping it takes the connection out.
@@ -102,6 +104,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut living = lock(&self.connections.living);
         living.all.remove(&self.number);
+        if let Some(device) = self.connection.device {
+            let numbers = living.of_device.get_mut(&device);
+            if numbers.is_some_and(|all| all.remove(&self.number) && all.is_empty()) {
+                living.of_device.remove(&device);
+            }
+        }
         for whose in &self.connection.counted {
             if let Some(count) = living.counts.get_mut(whose) {
                 *count = count.saturating_sub(1);
@@ -138,6 +146,9 @@ impl Connections {
         let (device, relied_on) = (caller.device().copied(), Mutex::default());
         let connection = Arc::new(Connection { peer, counted, source, device, close, relied_on });
         living.all.insert(number, Arc::clone(&connection));
+        if let Some(device) = device {
+            living.of_device.entry(device).or_default().insert(number);
+        }
         Some(Place { connections: Arc::clone(self), number, connection })
     }
 
@@ -185,25 +196,19 @@ impl Connections {
         closed
     }
 
-    /// Closes the device's connections on which something was released under a profile that it does
-    /// not hold now. Gives the number closed.
-    pub fn review_posture(
-        &self,
-        device: &DeviceId,
-        posture: &Posture,
-        bundle: &Bundle,
-        now: Moment,
-    ) -> usize {
-        let verdict = posture.look(Some(device), &bundle.demand_all(), now);
+    /// Closes the device's connections on which something was released under a profile that its facts
+    /// do not meet any more. Evidence that only grew old closes nothing: it is no change, and what
+    /// is asked next is judged by its age. Gives the number closed.
+    pub fn review_posture(&self, device: &DeviceId, posture: &Posture, bundle: &Bundle) -> usize {
+        let all = self.of_device(device);
+        if all.is_empty() {
+            return 0;
+        }
+        let shown = posture.shown(device, &bundle.demand_all().profiles);
         let mut closed = 0;
-        for connection in self.all() {
-            if connection.device.as_ref() != Some(device) {
-                continue;
-            }
-            let relied = lock(&connection.relied_on);
-            let held = |name: &String| verdict.held_names().any(|held| held == name);
-            if !relied.iter().all(held) {
-                drop(relied);
+        for connection in all {
+            let met = |name: &String| shown.iter().any(|shown| shown == name);
+            if !lock(&connection.relied_on).iter().all(met) {
                 (connection.close)(CloseCode::Posture);
                 closed += 1;
             }
@@ -211,12 +216,15 @@ impl Connections {
         closed
     }
 
+    fn of_device(&self, device: &DeviceId) -> Vec<Arc<Connection>> {
+        let living = lock(&self.living);
+        let numbers = living.of_device.get(device).into_iter().flatten();
+        numbers.filter_map(|number| living.all.get(number).cloned()).collect()
+    }
+
     /// Devices that have a connection.
     pub fn devices(&self) -> Vec<DeviceId> {
-        let mut devices: Vec<DeviceId> = self.all().iter().filter_map(|c| c.device).collect();
-        devices.sort_unstable();
-        devices.dedup();
-        devices
+        lock(&self.living).of_device.keys().copied().collect()
     }
 
     /// Closes all, at the end of a drain.

@@ -101,6 +101,7 @@ pub fn is_repeatable(ask: &Ask) -> bool {
             | Ask::Versions { .. }
             | Ask::LogRead { .. }
             | Ask::Explain { .. }
+            | Ask::Exposure { .. }
             | Ask::PolicyRead {}
             | Ask::Bundle { .. }
             | Ask::Ca(CaStep::Show {})

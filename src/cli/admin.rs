@@ -9,7 +9,8 @@ use super::listing::devices;
 use super::output::{Output, printable, table};
 use super::secrets::unexpected;
 use crate::model::{
-    Action, Answer, Ask, DeviceClass, DeviceSummary, PendingAgent, SecretValue, did_you_mean,
+    Action, Answer, Ask, DeviceClass, DeviceId, DeviceSummary, PendingAgent, SecretValue,
+    did_you_mean,
 };
 
 pub async fn whoami(access: &Access, output: &Output) -> Result<(), Fault> {
@@ -224,6 +225,13 @@ pub async fn device(action: DeviceAction, access: &Access, output: &Output) -> R
                 output.result(&serde_json::to_string_pretty(&value).unwrap_or_default(), &value);
             }
             Ok(())
+        }
+        DeviceAction::Exposure { id, since } => {
+            let device = match DeviceId::parse(&id) {
+                Ok(device) => device, // also one that is in no list any more
+                Err(_) => device_named(&asking, &id).await?.id,
+            };
+            super::exposure::exposure(device, since.as_deref(), &asking, output).await
         }
         DeviceAction::Revoke { id, release } => {
             let device = device_named(&asking, &id).await?;

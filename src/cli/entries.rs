@@ -14,8 +14,8 @@ use super::output::{Output, printable, table};
 use super::secrets::unexpected;
 use crate::app;
 use crate::model::{
-    Answer, Ask, DeviceId, Digest, Entry, EntryDraft, Hint, SecretValue, Selector, Serial, SpiffeId,
-    TokenAlgorithm, TrustDomain, WorkloadFacts,
+    Answer, Ask, DeviceId, Digest, Entry, EntryDraft, Hint, SecretValue, Selector, Serial,
+    SpiffeId, TokenAlgorithm, TrustDomain, WorkloadFacts,
 };
 
 /// A SPIFFE ID, or its path in the broker's own trust domain.

@@ -11,6 +11,7 @@ mod broker;
 mod ca;
 mod doctor;
 mod entries;
+mod exposure;
 mod facts;
 mod fault;
 mod federation;

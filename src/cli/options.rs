@@ -196,6 +196,14 @@ pub enum DeviceAction {
         /// Its id, or the beginning of it
         id: String,
     },
+    /// The secrets that a device has had, out of the decision log, so that they can be rotated
+    Exposure {
+        /// Its id, or the beginning of it
+        id: String,
+        /// Only what it had since: a time (2026-11-23T12:00:00Z), or how long ago (90m, 24h, 7d)
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+    },
     /// End a device: every identity issued to it is dead at once
     Revoke {
         /// Its id, or the beginning of it

@@ -66,6 +66,14 @@ pub(super) fn of(line: &mut Line, ask: &Ask, target: &Target) {
         Ask::LogRead { from, holding, limit } => {
             line.key("detail").object(|line| pages(line, *from, holding.as_deref(), *limit));
         }
+        Ask::Exposure { device, from, limit, since } => line.key("detail").object(|line| {
+            line.key("device").hex(&device.0.0);
+            line.key("from").number(*from);
+            line.key("limit").number(u64::from(*limit));
+            if let Some(since) = since.and_then(|since| u64::try_from(since).ok()) {
+                line.key("since").number(since);
+            }
+        }),
         Ask::Explain { request } => {
             line.key("detail").object(|line| line.key("request").display(request));
         }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::future::Future;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -261,6 +262,27 @@ impl DecisionLog {
         holding: Option<&str>,
     ) -> Result<(Vec<(u64, String)>, u64), RecordError> {
         query::read(&self.0.shared, from, limit, holding).map_err(unreadable)
+    }
+
+    /// Hands over the durable records of `from .. to` in order, as long as `take` says so.
+    ///
+    /// # Errors
+    /// `Broken` when what was written can't be read back.
+    pub fn walk(
+        &self,
+        from: u64,
+        to: u64,
+        take: impl FnMut(u64, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), RecordError> {
+        query::each(&self.0.shared, from, to, take).map_err(unreadable)
+    }
+
+    /// The bytes of one record, if it is durable.
+    ///
+    /// # Errors
+    /// `Broken` when what was written can't be read back.
+    pub fn record_at(&self, index: u64) -> Result<Option<Vec<u8>>, RecordError> {
+        query::record(&self.0.shared, index).map_err(unreadable)
     }
 
     /// The records of one request: the newest part of the log first, within a bound.

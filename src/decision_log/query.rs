@@ -93,7 +93,7 @@ fn matching(shared: &Shared, from: u64, to: u64, mark: &str) -> io::Result<Vec<(
 }
 
 /// Hands over the durable records of `from .. to` in order.
-fn each(
+pub(super) fn each(
     shared: &Shared,
     from: u64,
     to: u64,

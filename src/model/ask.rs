@@ -270,6 +270,18 @@ pub enum Ask {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         holding: Option<String>,
     },
+    /// The secrets whose values were released to one device, out of the log.
+    Exposure {
+        /// Which device.
+        device: DeviceId,
+        /// Records from this index on.
+        from: u64,
+        /// Look at so many at most.
+        limit: u32,
+        /// Only what was released from this time on; seconds since 1970.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<i64>,
+    },
     /// The record of one request, and what was missing in a denial.
     Explain {
         /// The request's id.
@@ -297,6 +309,7 @@ impl Ask {
                 Action::Read
             }
             Self::LogRead { .. } | Self::Status {} | Self::Bundle { .. } => Action::Read,
+            Self::Exposure { .. } => Action::Read,
             Self::Ca(step) => step.action(),
             Self::Federation(step) => step.action(),
             Self::Write { .. } | Self::Label { .. } | Self::EntryCreate { .. } => Action::Write,
@@ -358,6 +371,7 @@ impl Ask {
             Self::PolicyActivate {} => "policy_activate",
             Self::PolicyRollback {} => "policy_rollback",
             Self::LogRead { .. } => "log_read",
+            Self::Exposure { .. } => "exposure",
             Self::Explain { .. } => "explain",
             Self::Status {} => "status",
             Self::BackupData {} => "backup_data",
@@ -393,6 +407,7 @@ mod tests {
             r#"{"policy_activate":{}}"#.to_owned(),
             r#"{"policy_rollback":{}}"#.to_owned(),
             r#"{"log_read":{"from":0,"limit":1}}"#.to_owned(),
+            format!(r#"{{"exposure":{{"device":"{device}","from":0,"limit":1}}}}"#),
             r#"{"backup_data":{}}"#.to_owned(),
             r#"{"backup_keys":{"recipient":"AA=="}}"#.to_owned(),
         ] {

@@ -48,6 +48,7 @@ impl Ask {
             Self::CanI { .. } | Self::Report { .. } | Self::PolicyRead {} => Kind::Administration,
             Self::PolicyActivate {} | Self::PolicyRollback {} => Kind::Administration,
             Self::LogRead { .. } | Self::Explain { .. } | Self::Status {} => Kind::Administration,
+            Self::Exposure { .. } => Kind::Administration,
             Self::BackupData {} | Self::BackupKeys { .. } => Kind::Secret,
         }
     }

@@ -14,7 +14,7 @@
 //! | device list, show, revoke | `device/all`, `device/<class>/<id>` |
 //! | entry create, list, delete | `entry/<path>/new`, `entry/all`, `entry/<path>/<id>` |
 //! | policy read, activate, rollback | `policy` |
-//! | log read, explain | `log/decisions` |
+//! | log read, explain, exposure | `log/decisions` |
 //! | status · backup of data, of keys | `seal` · `backup`, `backup/keys` |
 //!
 //! Who may not be locked out: some asks take their object from the caller, never from the request.
@@ -143,7 +143,7 @@ pub(super) fn object(
         Ask::EntryList { .. } => Object::Entries,
         Ask::EntryDelete { spiffe_id, id } => Object::Entry(own(spiffe_id)?, Some(*id)),
         Ask::PolicyRead {} | Ask::PolicyActivate {} | Ask::PolicyRollback {} => Object::Policy,
-        Ask::LogRead { .. } | Ask::Explain { .. } => Object::Log,
+        Ask::LogRead { .. } | Ask::Explain { .. } | Ask::Exposure { .. } => Object::Log,
         Ask::Status {} => Object::Seal,
         Ask::BackupData {} => Object::Backup,
         Ask::BackupKeys { .. } => Object::BackupKeys,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 
 use super::evidence::{Challenge, Claims, EvidenceError, Parties, verify};
-use super::profile::{DEFAULT_MAX_AGE, Profiles};
+use super::profile::{DEFAULT_MAX_AGE, Profiles, bits};
 use super::standing::{DeviceStanding, Sessions};
 use super::step_up::Challenges;
 use super::verdict::{Demand, Verdict};
@@ -66,6 +66,15 @@ impl Posture {
             Some(standing) => standing.judge(demand, now),
             None => Verdict::unknown(demand),
         }
+    }
+
+    /// Names of the profiles that the device's facts meet, whatever their age: what only a change of
+    /// them takes away. None for a device that never reported or was forgotten.
+    pub fn shown(&self, device: &DeviceId, profiles: &Profiles) -> Vec<String> {
+        let Some(standing) = self.standing(device) else { return Vec::new() };
+        let met = standing.met(profiles);
+        let named = profiles.names().zip(bits());
+        named.filter(|(_, bit)| met & bit != 0).map(|(name, _)| name.to_owned()).collect()
     }
 
     /// Whether the device's held facts have exactly this digest, and the evidence is within the

@@ -98,6 +98,11 @@ impl DeviceStanding {
         Verdict::of_standing(demand, self, when, outcome, label)
     }
 
+    /// Bits of the profiles that these facts would meet if they were of this moment.
+    pub(super) fn met(&self, profiles: &Profiles) -> u32 {
+        guarded(|| profiles.evaluate(&self.claims.facts, Duration::ZERO)).held
+    }
+
     /// The shortest age limit of the profiles that it was last appraised by.
     pub(super) fn shortest_limit(&self) -> Option<Duration> {
         self.appraisal.load().as_ref().map(|kept| kept.profiles.shortest_steady())

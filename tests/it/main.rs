@@ -8,6 +8,7 @@ mod ca;
 mod clients;
 mod comeback;
 mod enrolment;
+mod exposure;
 mod federation;
 mod flood;
 mod forge;

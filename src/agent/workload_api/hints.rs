@@ -41,6 +41,7 @@ mod tests {
             selectors: vec![Selector::Uid(1)],
             ttl_s: None,
             default: false,
+            jwt_alg: Default::default(),
             federates_with: Vec::new(),
             hint: hint.map(|text| Hint::parse(text).unwrap()),
         };
