@@ -260,7 +260,8 @@ impl RunningBroker {
                     Err(RecvError::Closed) => return Ok(()),
                 };
                 for device in devices {
-                    let closed = connections.review_posture(&device, &parts.posture, &bundle);
+                    let now = parts.clock.now();
+                    let closed = connections.review_posture(&device, &parts.posture, &bundle, now);
                     parts.metrics.closed.inc_by(u64::try_from(closed).unwrap_or(0));
                 }
             }

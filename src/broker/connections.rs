@@ -199,12 +199,18 @@ impl Connections {
     /// Closes the device's connections on which something was released under a profile that its facts
     /// do not meet any more. Evidence that only grew old closes nothing: it is no change, and what
     /// is asked next is judged by its age. Gives the number closed.
-    pub fn review_posture(&self, device: &DeviceId, posture: &Posture, bundle: &Bundle) -> usize {
+    pub fn review_posture(
+        &self,
+        device: &DeviceId,
+        posture: &Posture,
+        bundle: &Bundle,
+        now: Moment,
+    ) -> usize {
         let all = self.of_device(device);
         if all.is_empty() {
             return 0;
         }
-        let shown = posture.shown(device, &bundle.demand_all().profiles);
+        let shown = posture.shown(device, &bundle.demand_all().profiles, now);
         let mut closed = 0;
         for connection in all {
             let met = |name: &String| shown.iter().any(|shown| shown == name);

@@ -70,9 +70,9 @@ impl Posture {
 
     /// Names of the profiles that the device's facts meet, whatever their age: what only a change of
     /// them takes away. None for a device that never reported or was forgotten.
-    pub fn shown(&self, device: &DeviceId, profiles: &Profiles) -> Vec<String> {
+    pub fn shown(&self, device: &DeviceId, profiles: &Profiles, now: Moment) -> Vec<String> {
         let Some(standing) = self.standing(device) else { return Vec::new() };
-        let met = standing.met(profiles);
+        let met = standing.met(profiles, now);
         let named = profiles.names().zip(bits());
         named.filter(|(_, bit)| met & bit != 0).map(|(name, _)| name.to_owned()).collect()
     }

@@ -99,8 +99,9 @@ impl DeviceStanding {
     }
 
     /// Bits of the profiles that these facts would meet if they were of this moment.
-    pub(super) fn met(&self, profiles: &Profiles) -> u32 {
-        guarded(|| profiles.evaluate(&self.claims.facts, Duration::ZERO)).held
+    pub(super) fn met(&self, profiles: &Profiles, now: Moment) -> u32 {
+        let when = When { age: Duration::ZERO, now_s: now.unix_s() };
+        guarded(|| profiles.evaluate(&self.claims.facts, when)).held
     }
 
     /// The shortest age limit of the profiles that it was last appraised by.

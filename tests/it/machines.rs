@@ -208,6 +208,8 @@ impl Machine {
             ttl_s: None,
             default: false,
             federates_with: Vec::new(),
+            hint: None,
+            jwt_alg: Default::default(),
         };
         let made = operator.ask(Ask::EntryCreate { entry }, nothing()).await.unwrap().1;
         let Answer::Entries { mut items, .. } = made.answer else { panic!("no entry") };
@@ -220,6 +222,7 @@ impl Machine {
         let workload = WorkloadFacts {
             pid: 1, start_ticks: 1, uid: 4242, gid: 4242, path: Some(program), exe_sha256: None,
             unit: None, pod_uid: None, container_id: None, pinned: true,
+            image_digest: None,
         };
         let (spiffe_id, public_key) = (entry.draft.spiffe_id.clone(), STANDARD.encode(key.spki()));
         let ask =
