@@ -134,27 +134,21 @@ impl Bundle {
     pub fn warnings(&self, now_s: i64) -> Vec<Diagnostic> {
         let mut warnings = self.profiles.warnings(now_s);
         let watched = self.profiles.monitored();
-        let text = self.files.text(POLICY).unwrap_or("");
-        let lines: Vec<&str> = if watched == 0 { vec![] } else { text.lines().collect() };
-        for row in self
-            .rules
-            .set
-            .rows
-            .iter()
-            .filter(|row| self.bits([row.post()].into_iter()) & watched != 0)
-        {
-            if warnings.len() >= DIAGNOSTICS_MAX {
-                break;
-            }
-            let line = usize::try_from(row.line).unwrap_or(0).saturating_sub(1);
-            let source = lines.get(line).copied().unwrap_or("");
-            let at = source.find(row.post()).unwrap_or(0);
-            let message = format!("row `{}` names `{}`, which only watches", row.id(), row.post());
-            let mut told = Diagnostic::at(POLICY, source, at, row.post().len(), message);
-            told.line = line + 1;
-            warnings.push(told);
+        if watched == 0 {
+            return warnings;
         }
-        warnings.truncate(DIAGNOSTICS_MAX);
+        let lines: Vec<&str> = self.files.text(POLICY).unwrap_or("").lines().collect();
+        let rows = self.rules.set.rows.iter();
+        let under = rows.filter(|row| self.bits(std::iter::once(row.post())) & watched != 0);
+        for row in under.take(DIAGNOSTICS_MAX.saturating_sub(warnings.len())) {
+            let line = usize::try_from(row.line).unwrap_or(0);
+            let source = lines.get(line.saturating_sub(1)).copied().unwrap_or("");
+            // Behind it stand only times and the effect; before it, anything.
+            let at = source.rfind(row.post()).unwrap_or(0);
+            let message = format!("row `{}` names `{}`, which only watches", row.id(), row.post());
+            let told = Diagnostic::at(POLICY, source, at, row.post().len(), message);
+            warnings.push(Diagnostic { line, ..told });
+        }
         warnings
     }
 
