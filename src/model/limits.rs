@@ -7,12 +7,14 @@ mod enrolment;
 mod federation;
 mod step_up;
 mod upstream;
+mod tpm;
 mod workload_api;
 
 pub use self::enrolment::*;
 pub use self::federation::*;
 pub use self::step_up::*;
 pub use self::upstream::*;
+pub use self::tpm::*;
 pub use self::workload_api::*;
 
 /// A SPIFFE ID: the standard's own limit, in bytes (SPIFFE-ID §2.3).

@@ -20,6 +20,7 @@ mod room;
 mod session_key;
 mod standing;
 mod step_up;
+pub mod tpm;
 mod verdict;
 
 pub use catalog::{FactKind, FactRow, Origin};
