@@ -24,6 +24,7 @@ impl Administration {
         let Some(challenge) = challenge else {
             return Err(Failure::invalid("a report answers a nonce; ask for one first"));
         };
+        let resident = caller.resident();
         let broker = format!("spiffe://{}/doorward/broker", self.domain);
         let demand = self.policies.policy().current().demand_all();
         let now = self.clock.now();
@@ -31,7 +32,7 @@ impl Administration {
         let known = self.posture.standing(&device).map(|standing| standing.claims.evidence_digest);
         let claims = self
             .posture
-            .take(&device, spki, &broker, challenge, evidence.expose(), now)
+            .take_of((&device, resident), spki, &broker, challenge, evidence.expose(), now)
             .map_err(|error| Failure::invalid(error.to_string()))?;
         if claims.facts_digest != announced {
             self.posture.forget(&device);

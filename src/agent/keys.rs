@@ -23,7 +23,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
+use super::tpm::{TpmError, TpmKey, signing_key};
 use crate::model::DeviceId;
+use crate::wire::{HeldKey, take_up_held_keys};
 
 /// The device key's file; credentials of the same directory name the same file.
 const FILE: &str = "key.pem";
@@ -75,9 +77,22 @@ pub enum KeyError {
         /// Where.
         path: PathBuf,
     },
+    /// The TPM that holds the key gave nothing.
+    #[error("the device key is in a tpm, and that gave nothing")]
+    Tpm(#[from] TpmError),
     /// The crypto library refused; nothing that an operator can mend.
     #[error("the crypto library could not {0}")]
     Crypto(&'static str),
+}
+
+impl KeyError {
+    /// What to do, where that can be said.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Tpm(error) => error.hint(),
+            _ => None,
+        }
+    }
 }
 
 /// One P-256 key pair with its PKCS#8 form, wiped on drop.
@@ -108,8 +123,16 @@ impl Pair {
     }
 }
 
-/// The device's key: what the device *is* to the broker. Lives in one 0600 file.
-pub struct DeviceKey(Pair);
+/// Where a device's key is.
+enum Inner {
+    /// In a file.
+    File(Pair),
+    /// In a TPM; the file says which.
+    Tpm(TpmKey),
+}
+
+/// The device's key: what the device *is* to the broker. Lives in one 0600 file, or in a TPM.
+pub struct DeviceKey(Inner);
 
 impl DeviceKey {
     /// A fresh key, in memory; whoever keeps the credentials that it gets keeps it too.
@@ -117,7 +140,26 @@ impl DeviceKey {
     /// # Errors
     /// When the crypto library refuses.
     pub fn generate() -> Result<Self, KeyError> {
-        Pair::generate().map(Self)
+        Pair::generate().map(|pair| Self(Inner::File(pair)))
+    }
+
+    /// A key in a TPM.
+    pub fn in_tpm(key: TpmKey) -> Self {
+        take_up_held_keys(signing_key);
+        Self(Inner::Tpm(key))
+    }
+
+    /// Whether a TPM holds it.
+    pub fn is_in_tpm(&self) -> bool {
+        self.tpm().is_some()
+    }
+
+    /// The TPM's key, where it is one.
+    pub(super) fn tpm(&self) -> Option<&TpmKey> {
+        match &self.0 {
+            Inner::File(_) => None,
+            Inner::Tpm(key) => Some(key),
+        }
     }
 
     /// The key that stands in `dir`.
@@ -136,7 +178,8 @@ impl DeviceKey {
         use std::io::Write as _;
         use std::os::unix::fs::DirBuilderExt as _;
         let key = Self::generate().unwrap();
-        let der = PrivatePkcs8KeyDer::from(key.0.pkcs8.as_slice());
+        let Inner::File(made) = &key.0 else { panic!("a key in a file") };
+        let der = PrivatePkcs8KeyDer::from(made.pkcs8.as_slice());
         let pair =
             rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256);
         std::fs::DirBuilder::new().mode(0o700).create(dir).unwrap();
@@ -160,11 +203,14 @@ impl DeviceKey {
         Read::take(&mut file, FILE_MAX_U64)
             .read_to_end(&mut text)
             .map_err(|source| KeyError::Io { what: "read", path: path.into(), source })?;
-        PrivatePkcs8KeyDer::from_pem_slice(&text)
-            .ok()
-            .and_then(|der| Pair::of_pkcs8(Zeroizing::new(der.secret_pkcs8_der().to_vec())))
-            .map(Self)
-            .ok_or_else(|| KeyError::Content { path: path.into() })
+        let content = || KeyError::Content { path: path.into() };
+        let der = PrivatePkcs8KeyDer::from_pem_slice(&text).map_err(|_| content())?;
+        if let Some(held) = HeldKey::of(&PrivateKeyDer::Pkcs8(der.clone_key())) {
+            return Ok(Self::in_tpm(TpmKey::of(&held)?));
+        }
+        Pair::of_pkcs8(Zeroizing::new(der.secret_pkcs8_der().to_vec()))
+            .map(|pair| Self(Inner::File(pair)))
+            .ok_or_else(content)
     }
 
     /// As a key file holds it.
@@ -183,12 +229,18 @@ impl DeviceKey {
 
     /// The public key as SubjectPublicKeyInfo (DER).
     pub fn spki(&self) -> &[u8] {
-        &self.0.spki
+        match &self.0 {
+            Inner::File(pair) => &pair.spki,
+            Inner::Tpm(key) => key.spki(),
+        }
     }
 
-    /// The device's id: the digest of the public key.
+    /// The device's id: the digest of the public key, or of the TPM's endorsement key.
     pub fn id(&self) -> DeviceId {
-        DeviceId::of_key(self.spki())
+        match &self.0 {
+            Inner::File(pair) => DeviceId::of_key(&pair.spki),
+            Inner::Tpm(key) => key.id(),
+        }
     }
 
     /// Signs with ECDSA P-256 and SHA-256: `r || s`, 64 bytes (the form of JOSE's ES256).
@@ -196,11 +248,14 @@ impl DeviceKey {
     /// # Errors
     /// When the crypto library refuses.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.0
-            .signer
-            .sign(&SystemRandom::new(), message)
-            .map(|signature| signature.as_ref().to_vec())
-            .map_err(|_| KeyError::Crypto("sign"))
+        match &self.0 {
+            Inner::File(pair) => pair
+                .signer
+                .sign(&SystemRandom::new(), message)
+                .map(|signature| signature.as_ref().to_vec())
+                .map_err(|_| KeyError::Crypto("sign")),
+            Inner::Tpm(key) => Ok(key.sign(message)?.to_vec()),
+        }
     }
 
     /// Signs with ECDSA P-256 and SHA-256 in ASN.1 form (X9.62), which is what verifiers that take
@@ -210,16 +265,27 @@ impl DeviceKey {
     /// When the crypto library refuses.
     pub fn sign_asn1(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         const FAILED: KeyError = KeyError::Crypto("sign");
-        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &self.0.pkcs8)
+        let pair = match &self.0 {
+            Inner::File(pair) => pair,
+            Inner::Tpm(key) => return Ok(key.sign_asn1(message)?),
+        };
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pair.pkcs8)
             .map_err(|_| FAILED)?
             .sign(&SystemRandom::new(), message)
             .map(|signature| signature.as_ref().to_vec())
             .map_err(|_| FAILED)
     }
 
-    /// The private key for a TLS end of the agent's own.
+    /// The private key for a TLS end of the agent's own; of one in a TPM its description, which TLS
+    /// takes up by [`crate::wire::take_up_held_keys`].
     pub fn private(&self) -> PrivateKeyDer<'static> {
-        self.0.private()
+        match &self.0 {
+            Inner::File(pair) => pair.private(),
+            // A description that is too long is no key of any kind, and is refused as such.
+            Inner::Tpm(key) => {
+                key.held().der().unwrap_or_else(|| PrivateKeyDer::Pkcs8(Vec::new().into()))
+            }
+        }
     }
 
     /// A self-signed certificate over the key, for the enrolment port, and the key.
@@ -231,15 +297,41 @@ impl DeviceKey {
         &self,
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), KeyError> {
         const FAILED: KeyError = KeyError::Crypto("build the applicant's certificate");
-        let der = PrivatePkcs8KeyDer::from(self.0.pkcs8.as_slice());
-        let signer =
-            rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256)
-                .map_err(|_| FAILED)?;
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, "doorward applicant");
-        let certificate = params.self_signed(&signer).map_err(|_| FAILED)?;
+        let certificate = match &self.0 {
+            Inner::File(pair) => {
+                let der = PrivatePkcs8KeyDer::from(pair.pkcs8.as_slice());
+                let algorithm = &rcgen::PKCS_ECDSA_P256_SHA256;
+                rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, algorithm)
+                    .and_then(|signer| params.self_signed(&signer))
+            }
+            Inner::Tpm(key) => params.self_signed(&Remote(key)),
+        };
+        let certificate = certificate.map_err(|_| FAILED)?;
         Ok((vec![certificate.der().clone()], self.private()))
+    }
+}
+
+/// A key in a TPM, as certificates are signed with it.
+struct Remote<'a>(&'a TpmKey);
+
+impl rcgen::PublicKeyData for Remote<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        // The point stands at the end of a SubjectPublicKeyInfo of P-256.
+        let spki = self.0.spki();
+        spki.get(spki.len().saturating_sub(65)..).unwrap_or_default()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl rcgen::SigningKey for Remote<'_> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign_asn1(message).map_err(|_| rcgen::Error::RemoteKeyError)
     }
 }
 

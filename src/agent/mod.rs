@@ -30,6 +30,7 @@ mod run;
 mod settings;
 mod shared;
 mod tokens;
+mod tpm;
 mod uplink;
 mod workload_api;
 mod workloads;
@@ -42,11 +43,17 @@ pub use exe::ExeDigests;
 pub use facts::time_synced;
 pub use home::{Home, HomeError, Newcomer};
 pub use keys::{DeviceKey, KeyError, WorkloadKey};
-pub use node::{Agent, AgentError, AgentTask};
+pub use node::{Agent, AgentError, AgentTask, JoinBy};
 pub use process_facts::{ProcessFact, process_facts};
 pub use run::{RunError, exec, fetch, identity};
 pub use settings::{AgentSettings, SettingsError, workload_socket_beside};
 pub use shared::{AgentHandle, AgentStatus};
+
+/// A machine's TPM: where it is, what it can be asked, and the key that it holds.
+pub use tpm::{
+    Link as TpmLink, Place as TpmPlace, PlaceError as TpmPlaceError, Signed as TpmSigned, TpmError,
+    TpmKey,
+};
 
 /// Attests a process of this machine by its number.
 ///

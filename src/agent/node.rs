@@ -17,6 +17,7 @@ use super::keys::{DeviceKey, KeyError, check_dir};
 use super::local::SocketError;
 use super::settings::{AgentSettings, FILE, SettingsError};
 use super::shared::{AgentHandle, Shared};
+use super::tpm::{Place, TpmKey};
 use super::uplink::{Uplink, UplinkError, enrol};
 use super::workload_api::{Ground, WorkloadServer};
 use super::workloads::Workloads;
@@ -67,6 +68,21 @@ impl From<UplinkError> for AgentError {
 pub type AgentTask =
     (&'static str, Pin<Box<dyn Future<Output = Result<(), AgentError>> + Send + 'static>>);
 
+/// What a machine joins by.
+#[derive(Debug)]
+pub enum JoinBy {
+    /// What it shows, with a fresh key in a file.
+    Shown(Shows),
+    /// Its TPM, with a fresh key in that.
+    Tpm(Place),
+}
+
+impl From<Shows> for JoinBy {
+    fn from(shows: Shows) -> Self {
+        Self::Shown(shows)
+    }
+}
+
 /// An agent that is set up but does nothing until its tasks are run.
 pub struct Agent {
     settings: AgentSettings,
@@ -94,11 +110,12 @@ impl Agent {
         domain: TrustDomain,
         root: Digest,
         name: &str,
-        shows: Shows,
+        shows: impl Into<JoinBy>,
         socket: PathBuf,
         replace: bool,
         clock: Arc<dyn Clock>,
     ) -> Result<AgentSettings, AgentError> {
+        let shows = shows.into();
         let newcomer = Newcomer { domain: &domain, operator: None, replace };
         let home = Home::take(dir, &newcomer, clock.now().wall())?;
         let settings = AgentSettings::new(
@@ -111,10 +128,22 @@ impl Agent {
             name.to_owned(),
         );
         let text = settings.text()?; // before anything is shown
-        let joining = Joining::in_dir(dir, &settings.domain, &shows.digest())?;
-        let (joining, credentials) = enrolled(&settings, joining, shows, &clock).await?;
+        let (joining, credentials) = match shows {
+            JoinBy::Shown(shows) => {
+                let joining = Joining::in_dir(dir, &settings.domain, &shows.digest())?;
+                let (joining, credentials) = enrolled(&settings, joining, shows, &clock).await?;
+                (Some(joining), credentials)
+            }
+            JoinBy::Tpm(place) => {
+                let key = TpmKey::generate(place).map_err(KeyError::from)?;
+                let device = DeviceKey::in_tpm(key.clone());
+                let shows = Shows::Tpm(Box::new(key));
+                let roots = [settings.root];
+                (None, enrol(&settings, &roots, &device, shows, &clock).await?)
+            }
+        };
         home.keep(&credentials, &[(FILE, text.as_bytes())])?;
-        joining.done();
+        joining.into_iter().for_each(Joining::done);
         Ok(settings)
     }
 

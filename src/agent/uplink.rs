@@ -255,6 +255,8 @@ pub(super) async fn enrol(
     clock: &Arc<dyn Clock>,
 ) -> Result<Credentials, UplinkError> {
     let (chain, key) = device.self_signed()?;
+    // A chip makes three keys for it, and a handshake's signature.
+    let limit = if matches!(shows, Shows::Tpm(_)) { 4 * ATTEMPT_MAX } else { ATTEMPT_MAX };
     let enrolling = enroll(
         &settings.enrolment,
         &settings.domain,
@@ -265,7 +267,7 @@ pub(super) async fn enrol(
         shows,
         clock.clone(),
     );
-    let enrolled = tokio::time::timeout(ATTEMPT_MAX, enrolling).await;
+    let enrolled = tokio::time::timeout(limit, enrolling).await;
     let Enrolled { chain, bundle, .. } = enrolled.map_err(|_| UplinkError::Late)??;
     Ok(credentials(settings, device, chain, bundle))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::supervise::Supervisor;
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Agent, AgentError, DeviceKey};
 use crate::model::Clock;
 
 pub use crate::agent::{
@@ -25,6 +25,26 @@ pub enum AgentRunError {
         /// Why.
         why: String,
     },
+}
+
+/// A runtime for whoever has a key in a TPM: a worker that waits for the TPM gives its other tasks to
+/// the next one.
+///
+/// # Errors
+/// When the system gives no threads.
+pub fn runtime_beside_tpm() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+/// The runtime for the agent whose state lies in `dir`: one thread, unless a TPM is waited for.
+///
+/// # Errors
+/// As [`runtime_beside_tpm`].
+pub fn agent_runtime(dir: &Path) -> std::io::Result<tokio::runtime::Runtime> {
+    match DeviceKey::open(dir).is_ok_and(|key| key.is_in_tpm()) {
+        true => runtime_beside_tpm(),
+        false => super::ports::runtime(),
+    }
 }
 
 /// Runs the agent whose state lies in `dir` until `stop` resolves.

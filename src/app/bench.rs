@@ -74,7 +74,9 @@ pub fn bench(measure: Measure, told: &dyn Fn(&Value)) -> Result<(), String> {
         told(&line);
     }
     told(&runtime.block_on(sides.handshakes(measure))?);
-    super::bench_policy::bench_policy(&sides.credentials, measure.run, told)
+    super::bench_policy::bench_policy(&sides.credentials, measure.run, told)?;
+    told(&super::bench_quotes::bench_quotes(measure.run)?);
+    Ok(())
 }
 
 /// Has a broker without rate limits.

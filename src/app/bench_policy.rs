@@ -113,6 +113,7 @@ pub(super) fn recognised(credentials: &Credentials) -> Result<(Identity, Peer), 
         class: DeviceClass::person(),
         epoch: extension.device_epoch,
         revoked: false,
+        resident: None,
     };
     identity.install(view([(extension.device, status)].into()));
     match identity.recognise(&peer, now).standing() {

@@ -1,5 +1,5 @@
-//! `[[enrolment.x509]]` and `[[enrolment.kubernetes]]` of `broker.toml`: who may become a device
-//! without a join token. None does unless a section says so.
+//! `[[enrolment.x509]]`, `[[enrolment.kubernetes]]` and `[[enrolment.tpm]]` of `broker.toml`: who may
+//! become a device without a join token. None does unless a section says so.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::config::Reader;
 use crate::identity::{is_token_text, service_account};
 use crate::model::limits::{AGENT_TTL, AGENT_TTL_MIN, ENROL_METHODS_MAX, SERVICE_ACCOUNTS_MAX};
-use crate::model::{DeviceClass, did_you_mean};
+use crate::model::{DeviceClass, TpmTier, did_you_mean};
 
 /// A method's name, in bytes.
 const NAME_MAX: usize = 32;
@@ -21,6 +21,25 @@ pub struct EnrolmentConfig {
     pub x509: Vec<X509Config>,
     /// Pods of Kubernetes clusters.
     pub kubernetes: Vec<KubernetesConfig>,
+    /// Machines with a TPM.
+    pub tpm: Vec<TpmConfig>,
+}
+
+/// One set of TPMs that are taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TpmConfig {
+    /// The method's name.
+    pub name: String,
+    /// Their makers' certificates, PEM; a relative path lies in the broker's directory.
+    pub roots: Option<PathBuf>,
+    /// The file of single endorsement keys' digests, one a line; likewise.
+    pub endorsement_keys: Option<PathBuf>,
+    /// What stands behind them.
+    pub tier: TpmTier,
+    /// The class of its devices.
+    pub class: DeviceClass,
+    /// Life of their certificates, in seconds.
+    pub ttl_s: Option<u32>,
 }
 
 /// One set of roots under which device certificates are taken.
@@ -84,6 +103,15 @@ impl EnrolmentConfig {
                 accounts.join(", "),
             );
         }
+        for it in &self.tpm {
+            text += &common("tpm", &it.name, &it.class, it.ttl_s);
+            text += &format!("tier = {}\n", quoted(it.tier.word()));
+            let files = [("roots", &it.roots), ("endorsement_keys", &it.endorsement_keys)];
+            for (key, path) in files.iter().filter_map(|(key, path)| Some((key, (*path).as_ref()?)))
+            {
+                text += &format!("{key} = {}\n", quoted(&path.display().to_string()));
+            }
+        }
         text
     }
 }
@@ -91,19 +119,21 @@ impl EnrolmentConfig {
 impl Reader<'_> {
     /// Reads the sections. A method with a fault is left out; the fault stops the start.
     pub(super) fn enrolment(&mut self, table: &DeTable<'_>) -> EnrolmentConfig {
-        let section = self.section(table, "enrolment", &["x509", "kubernetes"]);
+        let section = self.section(table, "enrolment", &["x509", "kubernetes", "tpm"]);
         let x509 = self.tables(section, "x509", |reader, table| reader.x509(table));
         let kubernetes =
             self.tables(section, "kubernetes", |reader, table| reader.kubernetes(table));
+        let tpm = self.tables(section, "tpm", |reader, table| reader.tpm(table));
         let mut names: Vec<&str> = x509.iter().map(|it| it.name.as_str()).collect();
         names.extend(kubernetes.iter().map(|it| it.name.as_str()));
+        names.extend(tpm.iter().map(|it| it.name.as_str()));
         names.sort_unstable();
         if let Some([name, _]) = names.windows(2).find(|pair| pair.first() == pair.last()) {
             let span = table.get("enrolment").map_or(0..1, Spanned::span);
             let message = format!("two methods of enrolment are called `{name}`");
             self.fault(span, message, None);
         }
-        EnrolmentConfig { x509, kubernetes }
+        EnrolmentConfig { x509, kubernetes, tpm }
     }
 
     /// The tables of one kind.
@@ -130,6 +160,31 @@ impl Reader<'_> {
         let roots = self.needed(value, table, "roots", |text| (!text.is_empty()).then_some(text));
         let (name, class, ttl_s) = common?;
         Some(X509Config { name, roots: roots?.into(), class, ttl_s })
+    }
+
+    fn tpm(&mut self, value: &Spanned<DeValue<'_>>) -> Option<TpmConfig> {
+        let known = ["name", "class", "ttl_s", "tier", "roots", "endorsement_keys"];
+        let table = self.table(value, &known)?;
+        let common = self.common(value, table);
+        let mut path = |name| {
+            let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+            let there = table.contains_key(name);
+            let read = there.then(|| self.needed(value, table, name, path));
+            if matches!(read, Some(None)) { None } else { Some(read.flatten()) }
+        };
+        let (roots, endorsement_keys) = (path("roots"), path("endorsement_keys"));
+        let tier = match table.contains_key("tier") {
+            true => self.needed(value, table, "tier", TpmTier::parse),
+            false => Some(TpmTier::Tpm),
+        };
+        let ((name, class, ttl_s), roots, endorsement_keys, tier) =
+            (common?, roots?, endorsement_keys?, tier?);
+        if roots.is_none() && endorsement_keys.is_none() {
+            let message = "a method for TPMs needs `roots`, `endorsement_keys` or both".to_owned();
+            self.fault(value.span(), message, None);
+            return None;
+        }
+        Some(TpmConfig { name, roots, endorsement_keys, tier, class, ttl_s })
     }
 
     fn kubernetes(&mut self, value: &Spanned<DeValue<'_>>) -> Option<KubernetesConfig> {
@@ -193,6 +248,8 @@ impl Reader<'_> {
             "name" => "1 to 32 of a-z 0-9 -",
             "class" => "a device class, and not `person`",
             "roots" => "the file of root certificates, PEM",
+            "tier" => "`tpm`, or `vtpm` where a hypervisor stands behind it",
+            "endorsement_keys" => "the file of endorsement keys' digests, one a line",
             "jwks" => "the file of the cluster's key set, as at /openid/v1/jwks",
             "issuer" => "the `iss` of the cluster's tokens",
             _ => "the `aud` that tokens must be for",
@@ -242,6 +299,33 @@ mod tests {
                         name = \"prod\"\nclass = \"node\"\njwks = \"/etc/prod.json\"\n\
                         issuer = \"https://kubernetes.default.svc\"\naudience = \"doorward\"\n\
                         service_accounts = [\"doorward/agent\", \"kube-system/agent\"]\n";
+
+    const TPM: &str = "[[enrolment.tpm]]\nname = \"chips\"\nclass = \"server\"\n\
+                       tier = \"vtpm\"\nroots = \"makers.pem\"\nendorsement_keys = \"ek.txt\"\n";
+
+    #[test]
+    fn machines_with_a_tpm_are_let_in_by_roots_or_by_name() {
+        let read = parse(TPM).unwrap().tpm.remove(0);
+        assert_eq!((read.tier, read.ttl_s), (TpmTier::Vtpm, None));
+        assert_eq!(read.endorsement_keys, Some("ek.txt".into()));
+        let plain = TPM.replace("tier = \"vtpm\"\n", "").replace("roots = \"makers.pem\"\n", "");
+        let plain = parse(&plain).unwrap().tpm.remove(0);
+        assert_eq!((plain.tier, plain.roots), (TpmTier::Tpm, None));
+        let whole = BrokerConfig::parse("broker.toml", &format!("{BASE}{BOTH}{TPM}")).unwrap();
+        let again = BrokerConfig::parse("broker.toml", &whole.render()).unwrap();
+        assert_eq!((again.methods.tpm.len(), &again), (1, &whole));
+        for (from, to, want) in [
+            ("\"vtpm\"", "\"soft\"", "`tier` is `tpm`"),
+            ("\"makers.pem\"", "\"\"", "`roots` is the file"),
+            ("\"ek.txt\"", "7", "`endorsement_keys` is text in quotes"),
+            ("roots = \"makers.pem\"\nendorsement_keys = \"ek.txt\"\n", "", "needs `roots`"),
+            ("tier = ", "teir = ", "unknown key `teir`"),
+        ] {
+            assert!(TPM.contains(from), "{from}");
+            let said = parse(&TPM.replace(from, to)).unwrap_err().join("\n");
+            assert!(said.contains(want), "{from} -> {to}: {said}");
+        }
+    }
 
     fn parse(text: &str) -> Result<EnrolmentConfig, Vec<String>> {
         let config = BrokerConfig::parse("broker.toml", &format!("{BASE}{text}"));

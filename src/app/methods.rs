@@ -1,16 +1,18 @@
 //! The files that methods of enrolment stand on, read at the start of a broker: one that can't be
 //! read, or holds something else, stops the start and is named.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::enrolment_config::EnrolmentConfig;
-use crate::authority::{Admission, EnrolMethods};
+use super::enrolment_config::{EnrolmentConfig, TpmConfig};
+use crate::authority::{Admission, EnrolMethods, TpmMethod};
 use crate::identity::{Cluster, ClusterError, DeviceRoots, DeviceRootsError};
-use crate::model::limits::{CREDENTIALS_FILE_MAX, JWKS_MAX, ROOTS_MAX};
+use crate::model::limits::{CREDENTIALS_FILE_MAX, EK_LIST_MAX, JWKS_MAX, ROOTS_MAX};
 use crate::model::{Digest, TrustDomain};
+use crate::posture::tpm::{EkRoots, EkRootsError};
 use crate::wire::{PemError, pem_certificates};
 
 /// Why a method of enrolment can't be used.
@@ -51,6 +53,14 @@ pub enum MethodFault {
          here; give the devices a root of their own, or end the federation"
     )]
     Federated(TrustDomain),
+    /// Its certificates are no makers of TPMs.
+    #[error(transparent)]
+    Makers(#[from] EkRootsError),
+    /// A line of it is no digest, or there is none, or too many.
+    #[error(
+        "its line {0} is not one of 1 to {EK_LIST_MAX} SHA-256 digests in lower-case hexadecimal"
+    )]
+    Digests(usize),
     /// It is no key set.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -107,7 +117,54 @@ pub fn read_methods(
         let (name, class) = (it.name.clone(), it.class.clone());
         methods.kubernetes.push((Admission { name, class, ttl_s: it.ttl_s }, cluster));
     }
+    for it in &config.tpm {
+        let tpm = tpm(dir, it, &is_own)?;
+        let (name, class) = (it.name.clone(), it.class.clone());
+        methods.tpm.push((Admission { name, class, ttl_s: it.ttl_s }, tpm));
+    }
     Ok(methods)
+}
+
+/// What one method for TPMs stands on.
+fn tpm(
+    dir: &Path,
+    config: &TpmConfig,
+    is_own: &impl Fn(&Digest) -> bool,
+) -> Result<TpmMethod, MethodError> {
+    let roots = config.roots.as_ref().map(|path| {
+        let path = dir.join(path);
+        let read = read(&path, CREDENTIALS_FILE_MAX).and_then(|text| {
+            let roots = EkRoots::read(&pem_certificates(&text, ROOTS_MAX)?)?;
+            let holds_own = roots.keys().any(is_own);
+            if holds_own { Err(MethodFault::Own) } else { Ok(roots) }
+        });
+        read.map_err(|fault| failed(&config.name, path, fault))
+    });
+    let keys = config.endorsement_keys.as_ref().map(|path| {
+        let path = dir.join(path);
+        let read = read(&path, EK_LIST_MAX * 80).and_then(|text| digests(&text));
+        read.map_err(|fault| failed(&config.name, path, fault))
+    });
+    let (roots, keys) = (roots.transpose()?, keys.transpose()?.unwrap_or_default());
+    Ok(TpmMethod { roots, keys, tier: config.tier })
+}
+
+/// Digests, one a line; empty lines and what follows `#` say nothing.
+fn digests(text: &[u8]) -> Result<BTreeSet<Digest>, MethodFault> {
+    let text = std::str::from_utf8(text).map_err(|_| MethodFault::Digests(1))?;
+    let mut all = BTreeSet::new();
+    for (at, line) in text.lines().enumerate() {
+        let wrong = || MethodFault::Digests(at.saturating_add(1));
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if line.is_empty() {
+            continue;
+        }
+        all.insert(Digest::parse(line).map_err(|_| wrong())?);
+        if all.len() > EK_LIST_MAX {
+            return Err(wrong());
+        }
+    }
+    if all.is_empty() { Err(MethodFault::Digests(1)) } else { Ok(all) }
 }
 
 fn failed(method: &str, path: PathBuf, fault: MethodFault) -> MethodError {
@@ -143,6 +200,19 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_list_of_endorsement_keys_has_one_form() {
+        let (one, two) = ("ab".repeat(32), "cd".repeat(32));
+        let text = format!("# the rack\n{one}\n\n  {two} # the spare\n{one}\n");
+        assert_eq!(digests(text.as_bytes()).unwrap().len(), 2);
+        for bad in ["", "# none\n", &one.to_uppercase(), &one[1..], &format!("{one} {two}")] {
+            assert!(matches!(digests(bad.as_bytes()), Err(MethodFault::Digests(1))), "{bad}");
+        }
+        let late = format!("{one}\nx\n");
+        assert!(matches!(digests(late.as_bytes()), Err(MethodFault::Digests(2))));
+        assert!(digests(&[0xff, b'\n']).is_err());
+    }
 
     #[test]
     fn a_file_that_others_can_write_and_what_is_no_file_are_refused() {

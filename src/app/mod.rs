@@ -6,6 +6,7 @@ mod bench;
 mod bench_identity;
 mod bench_policy;
 mod bench_posture;
+mod bench_quotes;
 mod broker;
 mod child;
 mod clock;
@@ -40,9 +41,10 @@ mod supervise;
 mod unseal;
 mod upstream;
 
+pub use crate::agent::TpmPlace;
 pub use agent::{
-    AgentRunError, ImageUnknown, RunError, agent_identity, attest_pid, exec, fetch, image_of,
-    run_agent,
+    AgentRunError, ImageUnknown, RunError, agent_identity, agent_runtime, attest_pid, exec, fetch,
+    image_of, run_agent, runtime_beside_tpm,
 };
 pub use bench::{Measure, bench, echo};
 pub use bench_identity::{Fleet, bench_identity};
@@ -55,7 +57,7 @@ pub use demo::Demo;
 pub use dev::dev;
 pub use doctor::{Finding, Grade, examine, examine_seal};
 pub use enrol::{EnrolError, join, keep_renewed, login};
-pub use enrolment_config::{EnrolmentConfig, KubernetesConfig, X509Config};
+pub use enrolment_config::{EnrolmentConfig, KubernetesConfig, TpmConfig, X509Config};
 pub use federation_config::{EndpointConfig, EndpointProof, FederationConfig};
 pub use federation_endpoint::EndpointError;
 pub use files::{FileError, replace_private, write_private};

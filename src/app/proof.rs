@@ -1,4 +1,5 @@
-//! Joining by what a machine has already: a device certificate, or a pod's token, out of files.
+//! Joining by what a machine has already: a device certificate or a pod's token, out of files, or its
+//! TPM.
 //!
 //! Nothing of them leaves before the broker has shown the root that was named, and of a private key
 //! nothing but one signature. A key file that others could read is refused like every other.
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::enrol::EnrolError;
-use crate::agent::{Agent, AgentSettings};
+use crate::agent::{Agent, AgentSettings, JoinBy, TpmPlace};
 use crate::model::limits::{CREDENTIALS_FILE_MAX, DEVICE_CHAIN_MAX, POD_TOKEN_MAX};
 use crate::model::{Clock, Digest, SecretValue, TrustDomain};
 use crate::wire::{DeviceCertificate, PemError, Shows, TlsError, pem_certificates, pem_key};
@@ -80,11 +81,14 @@ pub enum Proof {
     },
     /// The file of a pod's projected token.
     Kubernetes(PathBuf),
+    /// A TPM.
+    Tpm(TpmPlace),
 }
 
 impl Proof {
-    fn read(&self) -> Result<Shows, ProofError> {
-        match self {
+    fn read(&self) -> Result<JoinBy, ProofError> {
+        let shows = match self {
+            Self::Tpm(place) => return Ok(JoinBy::Tpm(place.clone())),
             Self::X509 { certificate, key } => {
                 let text = read(certificate, CREDENTIALS_FILE_MAX, false)?;
                 let wrong = |path: &Path| {
@@ -96,13 +100,14 @@ impl Proof {
                 let text = read(key, CREDENTIALS_FILE_MAX, true)?;
                 let key = pem_key(&text).map_err(wrong(key))?;
                 let pair = DeviceCertificate::new(chain, key).map_err(ProofError::Pair)?;
-                Ok(Shows::Certificate(pair))
+                Shows::Certificate(pair)
             }
             Self::Kubernetes(path) => {
                 let text = read(path, POD_TOKEN_MAX, false)?;
-                Ok(Shows::PodToken(SecretValue::new(text.trim_ascii().to_vec())))
+                Shows::PodToken(SecretValue::new(text.trim_ascii().to_vec()))
             }
-        }
+        };
+        Ok(JoinBy::Shown(shows))
     }
 }
 
@@ -213,7 +218,7 @@ mod tests {
         let read = || Proof::Kubernetes(link.clone()).read();
         assert!(matches!(read(), Err(ProofError::Io { .. })));
         write(&real, b"a.b.c\n", 0o644);
-        let Ok(Shows::PodToken(token)) = read() else { panic!("no token") };
+        let Ok(JoinBy::Shown(Shows::PodToken(token))) = read() else { panic!("no token") };
         assert_eq!(token.expose(), b"a.b.c");
         write(&real, &vec![b'a'; POD_TOKEN_MAX], 0o644);
         assert!(read().is_ok());

@@ -88,6 +88,11 @@ impl BoundRows {
         (!is_over).then_some(held.record.device)
     }
 
+    /// The device whose key a TPM held, or holds: such a key never serves anything else.
+    pub(super) fn device_of(&self, key: &Digest) -> Option<DeviceId> {
+        Some(self.0.get(&key_row(key))?.record.device)
+    }
+
     /// Spent tokens, ended ones that are not swept yet included.
     pub(super) fn tokens(&self) -> usize {
         self.0.values().filter(|held| held.record.until.is_some()).count()
@@ -101,6 +106,11 @@ impl BoundRows {
         let over = self.0.values().filter(is_over).take(SWEPT);
         over.map(|held| Step::Bound(held.record.of, None)).collect()
     }
+}
+
+/// What the row of a device key stands under, where the device's id does not say it.
+pub(super) fn key_row(key: &Digest) -> Digest {
+    Digest::of(&[b"doorward device key\0".as_slice(), &key.0].concat())
 }
 
 /// The key of the row in the store.

@@ -46,7 +46,9 @@ impl Authority {
             if !body.is_empty() {
                 return Err(Failure::invalid("a body without its `token` is taken by nobody"));
             }
-            return self.again(&DeviceId(key.digest()), &key, under, now).await;
+            // An unknown key is told so there.
+            let device = self.mirror().device_of_key(&key.digest());
+            return self.again(&device.unwrap_or(DeviceId(key.digest())), &key, under, now).await;
         };
         let shown = self.secret_of(body).map_err(|failure| self.wrong(failure, now))?;
         if verify_slices_are_equal(&shown.0, &token.0).is_err() {
@@ -73,7 +75,8 @@ impl Authority {
         }
         let known = |spki: &[u8]| {
             let key = Digest::of(spki);
-            mirror.device(&DeviceId(key)).is_some_and(|it| it.key == key && !it.revoked)
+            let device = mirror.device_of_key(&key).and_then(|device| mirror.device(&device));
+            device.is_some_and(|it| it.key == key && !it.revoked)
         };
         caller.spki().is_some_and(known)
     }
@@ -281,7 +284,7 @@ fn spend(
     if token.spent.is_some() {
         return Err(Failure::conflict("this token was used already; ask for a new one"));
     }
-    if mirror.device(&device).is_some() {
+    if mirror.device(&device).is_some() || mirror.device_of_key(&key.digest()).is_some() {
         let hint = "this key is enrolled already: come back without a token, or make a fresh key";
         return Err(Failure::conflict(hint));
     }

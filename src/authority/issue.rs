@@ -94,8 +94,9 @@ impl Authority {
         let asked = (&wish.entry, wish.spiffe_id);
         let (host, record) = entitled(&mirror, device, asked, wish.workload, target)?;
         let key = subject_key(wish.public_key)?;
-        if mirror.device(&DeviceId(key.digest())).is_some() || self.issuers().is_key(&key.digest())
-        {
+        let is_devices = mirror.device(&DeviceId(key.digest())).is_some()
+            || mirror.device_of_key(&key.digest()).is_some();
+        if is_devices || self.issuers().is_key(&key.digest()) {
             return Err(taken());
         }
         Ok((workload_leaf(device, host, record, wish.holder), key))

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::tpm::TpmMethod;
 use crate::identity::{
     Cluster, DeviceProof, DeviceProofError, DeviceRoots, PodToken, PodTokenError,
 };
@@ -31,6 +32,8 @@ pub struct EnrolMethods {
     pub x509: Vec<(Admission, DeviceRoots)>,
     /// Pods, by their clusters.
     pub kubernetes: Vec<(Admission, Cluster)>,
+    /// Machines, by their TPMs.
+    pub tpm: Vec<(Admission, TpmMethod)>,
 }
 
 /// What an applicant brings, and where.
@@ -50,6 +53,7 @@ impl EnrolMethods {
         match by {
             EnrolBy::X509 => !self.x509.is_empty(),
             EnrolBy::Kubernetes => !self.kubernetes.is_empty(),
+            EnrolBy::Tpm => !self.tpm.is_empty(),
         }
     }
 
@@ -64,6 +68,8 @@ impl EnrolMethods {
         let judged = match by {
             EnrolBy::X509 => self.certificate(brought, domain, now).map_err(DeviceProofError::word),
             EnrolBy::Kubernetes => self.pod(brought.body, now).map_err(PodTokenError::word),
+            // Without a credential no TPM proves anything: see `Authority::weigh`.
+            EnrolBy::Tpm => Err("no_credential"),
         };
         match judged {
             Ok(proven) => Shown::Proven(Arc::new(proven)),
@@ -114,7 +120,7 @@ impl EnrolMethods {
 }
 
 impl Admission {
-    fn proven(&self, by: EnrolledBy, spends: Option<(Digest, i64)>) -> Proven {
+    pub(super) fn proven(&self, by: EnrolledBy, spends: Option<(Digest, i64)>) -> Proven {
         Proven { by, class: self.class.clone(), ttl_s: self.ttl_s, spends }
     }
 }
@@ -173,7 +179,7 @@ mod tests {
         let domain = TrustDomain::parse("corp.example").unwrap();
         let clusters = [("a", "https://same", "k1"), ("b", "https://same", "k2"), ("c", "x", "k3")];
         let kubernetes = clusters.map(|(name, iss, kid)| (admission(name), cluster(iss, kid)));
-        let methods = EnrolMethods { x509: Vec::new(), kubernetes: kubernetes.into() };
+        let methods = EnrolMethods { kubernetes: kubernetes.into(), ..EnrolMethods::default() };
         let word = |iss: &str, kid: &str| {
             let body = token(&json!({ "iss": iss }), kid);
             let brought = Brought { body: &body, exporter: None, spki: b"" };

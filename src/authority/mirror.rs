@@ -203,6 +203,15 @@ impl Mirror {
         self.devices.get(id).map(|held| held.record.as_ref())
     }
 
+    /// The device that has, or had, this key (SHA-256 of its SubjectPublicKeyInfo).
+    pub(super) fn device_of_key(&self, key: &Digest) -> Option<DeviceId> {
+        let soft = DeviceId(*key);
+        match self.device(&soft).is_some_and(|record| record.key == *key) {
+            true => Some(soft),
+            false => self.bound.device_of(key),
+        }
+    }
+
     /// All devices, in no order.
     pub(super) fn devices(&self) -> impl ExactSizeIterator<Item = (&DeviceId, &DeviceRecord)> {
         self.devices.iter().map(|(id, held)| (id, held.record.as_ref()))
@@ -313,10 +322,12 @@ impl Mirror {
             status.class == record.class
                 && status.epoch == record.epoch
                 && status.revoked == record.revoked
+                && status.resident == record.resident()
         };
         if !self.device_statuses.get(&id).is_some_and(same) {
             let DeviceRecord { class, epoch, revoked, .. } = &record;
-            let status = DeviceStatus { class: class.clone(), epoch: *epoch, revoked: *revoked };
+            let (class, resident) = (class.clone(), record.resident());
+            let status = DeviceStatus { class, epoch: *epoch, revoked: *revoked, resident };
             Arc::make_mut(&mut self.device_statuses).insert(id, status);
         }
         let held = Held { record: Arc::new(record), revision };

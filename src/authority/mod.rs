@@ -44,6 +44,7 @@ mod shards;
 mod subject_key;
 mod token;
 mod upstream;
+mod tpm;
 
 #[cfg(test)]
 mod fake_store;
@@ -73,3 +74,4 @@ pub use room::{Authority, Places};
 pub use subject_key::{SubjectKey, SubjectKeyError};
 pub use token::{JoinToken, TokenError};
 pub use upstream::{ReadUpstream, UpstreamError, UpstreamFiles};
+pub use tpm::{TpmMethod, Weighed};

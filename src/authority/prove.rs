@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::bound::BoundRecord;
+use super::bound::{BoundRecord, key_row};
 use super::ca::Ca;
 use super::enroll::check_name;
 use super::methods::Brought;
@@ -112,8 +112,9 @@ fn take(
     name: &str,
     now: Moment,
 ) -> Result<(Vec<Step>, (DeviceId, DeviceRecord)), Failure> {
-    let (device, bound) = (DeviceId(key.digest()), proven.by.bound_to());
-    if mirror.device(&device).is_some() {
+    let (device, bound) = (device_of(proven, key), proven.by.bound_to());
+    let own = DeviceId(key.digest());
+    if mirror.device(&own).is_some() || mirror.device_of_key(&key.digest()).is_some() {
         let hint = "this key is enrolled already: come back with it alone, or make a fresh key";
         return Err(Failure::conflict(hint));
     }
@@ -138,15 +139,33 @@ fn take(
     if mirror.devices().len() >= most {
         return Err(Failure::too_large(format!("there are {most} devices already")));
     }
+    // Only what a TPM is bound to gives an id that was there before; an operator has released it.
+    let epoch = match mirror.device(&device) {
+        Some(before) if !before.revoked => return Err(held(mirror, &proven.by, &device)),
+        Some(before) => before.epoch.saturating_add(1),
+        None => 1,
+    };
     let record = DeviceRecord {
         issuer,
+        epoch,
         by: Some(proven.by.clone()),
         ttl_s: proven.ttl_s,
         ..DeviceRecord::new(key.digest(), proven.class.clone(), name, now)
     };
     steps.push(BoundRecord::new(bound, device, None).step());
+    if device != own {
+        steps.push(BoundRecord::new(key_row(&key.digest()), device, None).step());
+    }
     steps.push(Step::Device(device, record.clone()));
     Ok((steps, (device, record)))
+}
+
+/// The id of the new device: of a TPM it is its endorsement key's, whatever key it signs with.
+fn device_of(proven: &Proven, key: &SubjectKey) -> DeviceId {
+    match &proven.by {
+        EnrolledBy::Tpm { ek, .. } => DeviceId(*ek),
+        _ => DeviceId(key.digest()),
+    }
 }
 
 /// That a device was enrolled by the same before, in words for whoever proved to have it.
@@ -155,6 +174,7 @@ fn held(mirror: &Mirror, by: &EnrolledBy, holder: &DeviceId) -> Failure {
         EnrolledBy::X509 { .. } => "certificate's key",
         EnrolledBy::Kubernetes { node_uid: Some(_), .. } => "node",
         EnrolledBy::Kubernetes { .. } => "pod",
+        EnrolledBy::Tpm { .. } => "tpm",
     };
     let is_revoked = mirror.device(holder).is_none_or(|record| record.revoked);
     let (state, id) = (if is_revoked { "revoked" } else { "living" }, holder.short());

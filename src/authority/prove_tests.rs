@@ -12,7 +12,7 @@ use super::subject_key::SubjectKey;
 use crate::model::limits::{AGENT_TTL, DEVICES_MAX, GUESSES_MAX};
 use crate::model::{
     Answer, Code, DeviceClass, DeviceId, Digest, EnrolBy, EnrolledBy, Failure, Proven, Reason,
-    Shown,
+    Shown, TpmTier,
 };
 use crate::store::Store as _;
 
@@ -284,4 +284,44 @@ async fn machines_that_come_by_themselves_leave_places_and_operators_come_in_whe
     let operator = room.authority.operator_add("al", Some(3), room.now()).await.unwrap();
     let came = room.authority.redeem(&fresh_key(), "x", &operator.body, Some(4), room.now()).await;
     assert_eq!(came.unwrap().1.operator.as_deref(), Some("al"), "they alone can mend it");
+}
+
+fn by_tpm(ek: u8) -> Proven {
+    let (method, tier) = ("chips".to_owned(), TpmTier::Tpm);
+    let by = EnrolledBy::Tpm { method, ek: Digest([ek; 32]), attestation_key: "00".into(), tier };
+    Proven { by, class: DeviceClass::parse("server").unwrap(), ttl_s: None, spends: None }
+}
+
+#[tokio::test]
+async fn a_tpm_is_one_device_under_one_id_whatever_keys_it_makes() {
+    let room = Room::new().await;
+    let (first_key, second_key) = (fresh_key(), fresh_key());
+    let (id, first) = admit_key(&room, &first_key, &by_tpm(1)).await.unwrap();
+    assert_eq!((id, first.epoch), (DeviceId(Digest([1; 32])), 1), "the endorsement key's digest");
+    let status = |room: &Room| room.identity.view().devices[&id].clone();
+    let resident = status(&room).resident.unwrap();
+    assert_eq!((resident.key, resident.tier), (first_key.digest(), TpmTier::Tpm));
+    // Another key of the same TPM, the same key by another TPM, and the key as a workload's.
+    assert!(conflict(admit(&room, &by_tpm(1)).await).contains("this tpm has enrolled the living"));
+    let stolen = admit_key(&room, &first_key, &by_tpm(2)).await.map(|(id, _)| id);
+    assert!(conflict(stolen).contains("enrolled already"));
+    assert_eq!(room.authority.mirror().device_of_key(&first_key.digest()), Some(id));
+
+    revoke(&room, "server", &id, false).await;
+    assert!(conflict(admit(&room, &by_tpm(1)).await).contains("revoked"));
+    revoke(&room, "server", &id, true).await;
+    let revoked = status(&room);
+    assert!(revoked.revoked && revoked.epoch == 2);
+    for room in [&room, &room.again().await] {
+        let old = admit_key(room, &first_key, &by_tpm(1)).await.map(|(id, _)| id);
+        assert!(conflict(old).contains("enrolled already"), "its former key is spent");
+    }
+    let (again, second) = admit_key(&room, &second_key, &by_tpm(1)).await.unwrap();
+    assert_eq!((again, second.epoch, second.revoked), (id, 3, false));
+    let living = status(&room);
+    assert_eq!((living.epoch, living.revoked), (3, false), "what was issued before is dead");
+    assert_eq!(living.resident.unwrap().key, second_key.digest());
+    let restarted = room.again().await;
+    assert_eq!(status(&restarted).epoch, 3);
+    assert!(conflict(admit(&restarted, &by_tpm(1)).await).contains("living"));
 }

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::AuthorityError;
 use crate::identity::DeniedFor;
-use crate::model::{DeviceClass, DeviceId, Digest, EnrolledBy, Entry, Moment, Serial, SpiffeId};
+use crate::model::{
+    DeviceClass, DeviceId, Digest, EnrolledBy, Entry, Moment, Resident, Serial, SpiffeId,
+};
 use crate::store::Table;
 
 /// The format that this program writes.
@@ -60,6 +62,16 @@ impl DeviceRecord {
             issuer: None,
             by: None,
             ttl_s: None,
+        }
+    }
+}
+
+impl DeviceRecord {
+    /// Where its key is held by a TPM: which, and what stands behind it.
+    pub(super) fn resident(&self) -> Option<Resident> {
+        match &self.by {
+            Some(EnrolledBy::Tpm { tier, .. }) => Some(Resident { key: self.key, tier: *tier }),
+            _ => None,
         }
     }
 }

@@ -165,7 +165,7 @@ impl Authority {
 fn raised(mirror: &Mirror, floor: &EpochFloor, now: Moment) -> Vec<Step> {
     let mut steps = Vec::new();
     for (id, least) in &floor.devices {
-        let Some(record) = mirror.device(id).filter(|it| it.epoch < *least || !it.revoked) else {
+        let Some(record) = mirror.device(id).filter(|it| falls(it, *least)) else {
             continue;
         };
         let epoch = record.epoch.max(*least);
@@ -238,6 +238,13 @@ fn of_identity(mirror: &Mirror, id: &SpiffeId) -> EpochFloor {
     EpochFloor { entries, ..EpochFloor::default() }
 }
 
+/// Whether a device is to be ended by a revocation that gave it this epoch. One above it that has a TPM
+/// came in again since: what was revoked then is dead by its epoch.
+fn falls(record: &DeviceRecord, least: u64) -> bool {
+    let came_again = record.resident().is_some() && record.epoch > least;
+    record.epoch < least || !(record.revoked || came_again)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -252,6 +259,31 @@ mod tests {
             Answer::Entries { items, .. } => items[0].id,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn who_came_in_again_by_its_tpm_since_is_not_ended_by_what_ended_it_before() {
+        let room = crate::model::ManualClock::at(time::macros::datetime!(2026-11-23 12:00 UTC));
+        let record = |epoch, revoked| {
+            let class = crate::model::DeviceClass::parse("server").unwrap();
+            let now = crate::model::Clock::now(&room);
+            let digest = crate::model::Digest([1; 32]);
+            let new = DeviceRecord::new(digest, class, "host", now);
+            let (method, tier) = ("chips".to_owned(), crate::model::TpmTier::Tpm);
+            let attestation_key = "00".to_owned();
+            let by = crate::model::EnrolledBy::Tpm { method, ek: digest, attestation_key, tier };
+            DeviceRecord { epoch, revoked, by: Some(by), ..new }
+        };
+        for (epoch, revoked, want) in [
+            (1, false, true),
+            (1, true, true),
+            (2, false, true),
+            (2, true, false),
+            (3, false, false),
+        ] {
+            assert_eq!(falls(&record(epoch, revoked), 2), want, "{epoch} {revoked}");
+        }
+        assert!(falls(&DeviceRecord { by: None, ..record(3, false) }, 2), "no other comes again");
     }
 
     #[tokio::test]

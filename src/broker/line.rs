@@ -20,8 +20,8 @@ use crate::authority::{Authority, OwnIdentity};
 use crate::decision_log::{DecisionLog, Note, RecordError, Ruling};
 use crate::identity::{Caller, CallerKind, Identity, Peer};
 use crate::model::{
-    Action, Answer, Ask, ClientRef, Clock, Code, Failure, Kind, Moment, Object, Reason, Refusal,
-    Released, RequestId, SecretValue, Target, fit_page,
+    Action, Answer, Ask, ClientRef, Clock, Code, DeviceId, EnrolledBy, Failure, Kind, Moment,
+    Object, Reason, Refusal, Released, RequestId, SecretValue, Shown, Target, fit_page,
 };
 use crate::policy::{Bundle, Generations, Policy};
 use crate::posture::{Challenge, Demand, Posture, StepUp, Verdict};
@@ -301,6 +301,12 @@ impl Line {
             Ruling::Secret(grant) => self.parts.vault.carry_out(grant, value).await,
             Ruling::Authority(grant) => {
                 let (id, caller, ask) = (grant.id(), grant.caller().clone(), grant.ask().clone());
+                // A TPM that was released is the same device again: it inherits no evidence.
+                if let Target::Shown(Shown::Proven(proven)) = grant.target()
+                    && let EnrolledBy::Tpm { ek, .. } = proven.by
+                {
+                    self.parts.posture.forget(&DeviceId(ek));
+                }
                 let released = Box::pin(self.parts.authority.carry_out(grant, value)).await?;
                 Box::pin(self.note_outcome(id, &caller, &ask, &released)).await?;
                 Ok(self.with_posture(&caller, released))

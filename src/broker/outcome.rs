@@ -7,9 +7,10 @@ use crate::decision_log::{RecordError, Ruling};
 use crate::identity::Peer;
 use crate::model::{
     Ask, CaStep, ClientRef, Code, Failure, FederationStep, Reason, Refusal, Released, RequestId,
-    SecretValue,
+    SecretValue, Shown,
 };
 use crate::posture::Challenge;
+use crate::posture::tpm::Credential;
 
 /// What a request brings beside its head. Read only when a grant stands, or to see who asks.
 pub trait Body: Send {
@@ -21,6 +22,14 @@ pub trait Body: Send {
     }
     /// The TLS exporter's value that an applicant's proof is bound to.
     fn exporter(&self) -> Option<&[u8; 32]> {
+        None
+    }
+    /// Sends a credential to the applicant, once; what it says was in it.
+    fn opened(&mut self, _: &Credential) -> impl Future<Output = Option<SecretValue>> + Send {
+        std::future::ready(None)
+    }
+    /// What an applicant's proof came to in an earlier climb of the same request.
+    fn shown(&mut self) -> Option<&mut Option<Shown>> {
         None
     }
 }

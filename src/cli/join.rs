@@ -10,7 +10,7 @@ use super::block_on;
 use super::fault::Fault;
 use super::output::Output;
 use super::serve::{as_text, clock, enrol_fault, token};
-use crate::app::{self, BrokerPlace, Proof};
+use crate::app::{self, BrokerPlace, Proof, TpmPlace};
 use crate::model::{Digest, TrustDomain};
 
 /// The port of a broker that was set up without saying another.
@@ -22,7 +22,7 @@ const POD_TOKEN: &str = "/var/run/secrets/tokens/doorward";
 #[derive(Debug, ClapArgs)]
 pub struct JoinOptions {
     /// The single-use token; `-` reads it from standard input
-    #[arg(required_unless_present_any = ["x509", "kubernetes_token"])]
+    #[arg(required_unless_present_any = ["x509", "kubernetes_token", "tpm"])]
     token: Option<String>,
     /// Enrol by a device certificate: the PEM file with it and its intermediates
     #[arg(
@@ -39,6 +39,13 @@ pub struct JoinOptions {
         requires = "address", conflicts_with = "token"
     )]
     kubernetes_token: Option<PathBuf>,
+    /// Enrol by the machine's TPM, which then holds the device key: /dev/tpmrm0, unix:/PATH or
+    /// tcp:HOST:PORT
+    #[arg(
+        long, value_name = "TPM", requires = "address",
+        conflicts_with_all = ["token", "x509", "kubernetes_token"]
+    )]
+    tpm: Option<TpmPlace>,
     /// Without a token: the broker's enrolment port
     #[arg(
         long, value_name = "HOST:PORT", requires_all = ["trust_domain", "roots"],
@@ -81,7 +88,9 @@ pub(super) fn join(dir: &Path, options: JoinOptions, output: &Output) -> Result<
         }
         (None, Some((proof, what))) => {
             let place = place(&options)?;
-            block_on(async {
+            let runtime = app::runtime_beside_tpm()
+                .map_err(|error| Fault::failed("no runtime").cause(error.to_string()))?;
+            runtime.block_on(async {
                 let join = app::join_by(place, &proof, dir, listen, (&name, replace), clock());
                 join.await.map_err(|error| enrol_fault(error, what))
             })?
@@ -101,6 +110,9 @@ pub(super) fn join(dir: &Path, options: JoinOptions, output: &Output) -> Result<
 
 /// What the machine shows, and a word for it.
 fn proof(options: &JoinOptions) -> Option<(Proof, &'static str)> {
+    if let Some(place) = &options.tpm {
+        return Some((Proof::Tpm(place.clone()), "the tpm"));
+    }
     match (&options.x509, &options.key, &options.kubernetes_token) {
         (Some(certificate), Some(key), _) => {
             let (certificate, key) = (certificate.clone(), key.clone());

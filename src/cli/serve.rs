@@ -213,6 +213,9 @@ pub(super) fn enrol_fault(error: app::EnrolError, what: &str) -> Fault {
         app::EnrolError::Home(error) => {
             Fault { hint: error.hint().map(str::to_owned), ..Fault::of(&error) }
         }
+        app::EnrolError::Key(error) => {
+            Fault { hint: error.hint().map(str::to_owned), ..Fault::of(&error) }
+        }
         app::EnrolError::Kind { command, .. } => {
             Fault::of(&error).hint(format!("redeem it with `{command}`"))
         }
@@ -225,7 +228,9 @@ pub fn agent(dir: PathBuf, action: Option<AgentAction>, output: &Output) -> Resu
         Some(AgentAction::Join(options)) => join(&dir, *options, output),
         None => {
             diagnostics();
-            block_on(async {
+            let runtime = app::agent_runtime(&dir)
+                .map_err(|error| Fault::failed("no runtime").cause(error.to_string()))?;
+            runtime.block_on(async {
                 let stop = shutdown_signal().map_err(|error| Fault::of(&error))?;
                 app::run_agent(&dir, clock(), stop).await.map_err(|error| {
                     Fault::of(&error).hint("`doorward doctor` looks at the machine")
@@ -346,10 +351,16 @@ pub fn bench(
     };
     let told = |line: &serde_json::Value| {
         let cell = |key: &str| line.get(key).map_or_else(String::new, ToString::to_string);
+        let shape = line.get("shape").and_then(serde_json::Value::as_str).unwrap_or("");
         let text = match cell("rules").as_str() {
+            "" if shape == "quotes" => format!(
+                "quotes of a TPM, verified  p50 {} us  p99 {} us",
+                cell("p50_us"),
+                cell("p99_us"),
+            ),
             "" => format!(
                 "{:<12} bare {:>8}/s  ours {:>8}/s  ratio {:<5} p50 {} us  p99 {} us  cpu {} us (bare {})",
-                line.get("shape").and_then(serde_json::Value::as_str).unwrap_or(""),
+                shape,
                 cell("bare_rps"),
                 cell("rps"),
                 cell("ratio"),

@@ -233,6 +233,9 @@ fn applied(line: &mut Line, name: &str, by: EnrolBy, target: &Target) {
     if let Some(EnrolledBy::X509 { certificate, .. }) = proven {
         line.key("certificate").hex(certificate.0.get(..SHORT).unwrap_or_default());
     }
+    if let Some(EnrolledBy::Tpm { ek, .. }) = proven {
+        line.key("ek").hex(ek.0.get(..SHORT).unwrap_or_default());
+    }
     match (target, proven) {
         (Target::Shown(Shown::Fault(_, word)), _) => line.key("fault").text(word),
         (_, Some(EnrolledBy::X509 { key, .. })) => {
@@ -252,6 +255,9 @@ fn applied(line: &mut Line, name: &str, by: EnrolBy, target: &Target) {
         }
         text(line, "pod", pod_uid, NARROW);
         text(line, "service_account", &format!("{namespace}/{service_account}"), NARROW);
+    }
+    if let Some(EnrolledBy::Tpm { tier, .. }) = proven {
+        line.key("tier").text(tier.word());
     }
 }
 

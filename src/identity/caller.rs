@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::extension::Holder;
 use super::peer::Task;
 use super::verify::VerifiedSvid;
-use crate::model::{DeviceClass, DeviceId, Digest, EntryId, Serial, SpiffeId};
+use crate::model::{DeviceClass, DeviceId, Digest, EntryId, Resident, Serial, SpiffeId};
 
 /// Whether the identity counts, at the moment of recognising.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,8 @@ pub struct Caller {
     pub(super) kind: CallerKind,
     pub(super) standing: Standing,
     pub(super) device: Option<(DeviceClass, DeviceId)>,
+    /// That device's key is held by a TPM.
+    pub(super) resident: Option<Resident>,
     pub(super) entry: Option<EntryId>,
     pub(super) holder: Option<Holder>,
     pub(super) epochs: Epochs,
@@ -107,6 +109,11 @@ impl Caller {
     /// That device's class.
     pub fn class(&self) -> Option<&DeviceClass> {
         self.device.as_ref().map(|(class, _)| class)
+    }
+
+    /// Where the device's key is held by a TPM: that key, and what stands behind it.
+    pub fn resident(&self) -> Option<Resident> {
+        self.resident
     }
 
     /// The registration entry that the identity came from.

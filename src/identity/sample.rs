@@ -34,7 +34,18 @@ pub(crate) fn caller(
         _ => Holder::Workload,
     });
     let epochs = Epochs { device: u64::from(device.is_some()), entry: 0 };
-    Caller { id, kind, standing, device, entry: None, holder, epochs, proof, under: 0 }
+    Caller {
+        id,
+        kind,
+        standing,
+        device,
+        resident: None,
+        entry: None,
+        holder,
+        epochs,
+        proof,
+        under: 0,
+    }
 }
 
 /// A living workload with the peer that it comes as, `foreign` or of our own trust domain.

@@ -11,7 +11,7 @@ use super::place::Place;
 use super::trust::Trust;
 use super::verify::VerifiedSvid;
 use super::view::{DeniedFor, DeviceStatus, EntryStatus, View};
-use crate::model::{DeviceClass, DeviceId, EntryId, Moment};
+use crate::model::{DeviceClass, DeviceId, EntryId, Moment, Resident};
 
 /// What recognising finds out about an SVID.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub(super) struct Judged {
     pub(super) kind: CallerKind,
     pub(super) standing: Standing,
     pub(super) device: Option<(DeviceClass, DeviceId)>,
+    pub(super) resident: Option<Resident>,
     pub(super) entry: Option<EntryId>,
     pub(super) epochs: Epochs,
 }
@@ -41,6 +42,7 @@ pub(super) fn judge(trust: &Trust, svid: &VerifiedSvid, now: Moment) -> Judged {
     Judged {
         kind,
         standing,
+        resident: device.and_then(|known| known.resident),
         device: device.zip(extension).map(|(known, ours)| (known.class.clone(), ours.device)),
         entry: entry_id,
         epochs: Epochs {

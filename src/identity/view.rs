@@ -16,7 +16,9 @@ use super::standing;
 use super::svid_error::SvidError;
 use super::trust::Trust;
 use super::verify::{VerifiedSvid, claimed_domain, verify};
-use crate::model::{DeviceClass, DeviceId, Digest, EntryId, Moment, Serial, SpiffeId, TrustDomain};
+use crate::model::{
+    DeviceClass, DeviceId, Digest, EntryId, Moment, Resident, Serial, SpiffeId, TrustDomain,
+};
 
 /// The roots of one trust domain; never merged with another's.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +36,8 @@ pub struct DeviceStatus {
     pub epoch: u64,
     /// Ended for good.
     pub revoked: bool,
+    /// Its key is held by a TPM.
+    pub resident: Option<Resident>,
 }
 
 /// An entry as identity needs it.
@@ -196,6 +200,7 @@ impl Identity {
                 kind: CallerKind::Applicant,
                 standing: Standing::Live,
                 device: None,
+                resident: None,
                 entry: None,
                 holder: None,
                 epochs: Epochs::default(),
@@ -207,6 +212,7 @@ impl Identity {
                 kind: CallerKind::Broker(task.0),
                 standing: Standing::Live,
                 device: None,
+                resident: None,
                 entry: None,
                 holder: None,
                 epochs: Epochs::default(),
@@ -248,6 +254,7 @@ fn recognise_svid(trust: &Trust, svid: &Arc<VerifiedSvid>, now: Moment) -> Calle
         kind: judged.kind,
         standing: judged.standing,
         device: judged.device,
+        resident: judged.resident,
         entry: judged.entry,
         holder: svid.extension.as_ref().map(|ours| ours.held_by),
         epochs: judged.epochs,
@@ -294,6 +301,7 @@ mod tests {
             class: DeviceClass::parse(class).unwrap(),
             epoch: 7,
             revoked,
+            resident: None,
         };
         View {
             devices: Arc::new(HashMap::from([

@@ -16,6 +16,8 @@ pub enum EnrolBy {
     X509,
     /// A projected service account token of a Kubernetes cluster.
     Kubernetes,
+    /// A TPM 2.0: its endorsement key, and what it certifies of the device key.
+    Tpm,
 }
 
 impl EnrolBy {
@@ -24,8 +26,43 @@ impl EnrolBy {
         match self {
             Self::X509 => "x509",
             Self::Kubernetes => "kubernetes",
+            Self::Tpm => "tpm",
         }
     }
+}
+
+/// What stands behind a TPM, as whoever configured its roots says: evidence itself looks the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TpmTier {
+    /// A chip, or firmware of the machine.
+    Tpm,
+    /// A hypervisor, which is trusted with all of it.
+    Vtpm,
+}
+
+impl TpmTier {
+    /// Its word in facts, files and records.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tpm => "tpm",
+            Self::Vtpm => "vtpm",
+        }
+    }
+
+    /// The tier of a word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Tpm, Self::Vtpm].into_iter().find(|tier| tier.word() == word)
+    }
+}
+
+/// A device whose key is held by a TPM: its id is not the digest of that key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resident {
+    /// SHA-256 of the device key's SubjectPublicKeyInfo.
+    pub key: Digest,
+    /// What stands behind it.
+    pub tier: TpmTier,
 }
 
 /// What a device was enrolled by; without one it was a join token.
@@ -60,6 +97,17 @@ pub enum EnrolledBy {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         node_uid: Option<String>,
     },
+    /// A TPM.
+    Tpm {
+        /// The method's name in the broker's configuration.
+        method: String,
+        /// SHA-256 of the endorsement key's SubjectPublicKeyInfo: the device's id.
+        ek: Digest,
+        /// The public area of the attestation key, hexadecimal: what its quotes are judged by.
+        attestation_key: String,
+        /// What stands behind it.
+        tier: TpmTier,
+    },
 }
 
 impl EnrolledBy {
@@ -68,13 +116,16 @@ impl EnrolledBy {
         match self {
             Self::X509 { .. } => EnrolBy::X509,
             Self::Kubernetes { .. } => EnrolBy::Kubernetes,
+            Self::Tpm { .. } => EnrolBy::Tpm,
         }
     }
 
     /// The method's name.
     pub fn method(&self) -> &str {
         match self {
-            Self::X509 { method, .. } | Self::Kubernetes { method, .. } => method,
+            Self::X509 { method, .. }
+            | Self::Kubernetes { method, .. }
+            | Self::Tpm { method, .. } => method,
         }
     }
 
@@ -87,6 +138,7 @@ impl EnrolledBy {
                 ("node", method.as_str(), uid.clone())
             }
             Self::Kubernetes { method, pod_uid, .. } => ("pod", method.as_str(), pod_uid.clone()),
+            Self::Tpm { ek, .. } => ("tpm", "", ek.to_string()),
         };
         // No part can hold a zero byte.
         Digest::of(format!("doorward enrolled by\0{kind}\0{method}\0{what}").as_bytes())
@@ -141,7 +193,16 @@ mod tests {
             key: Digest([key; 32]),
         };
         assert_eq!(x509("a", 1).bound_to(), x509("b", 1).bound_to());
+        let tpm = |method: &str, ek: u8, tier| EnrolledBy::Tpm {
+            method: method.into(),
+            ek: Digest([ek; 32]),
+            attestation_key: "00".into(),
+            tier,
+        };
+        assert_eq!(tpm("a", 1, TpmTier::Tpm).bound_to(), tpm("b", 1, TpmTier::Vtpm).bound_to());
         let all = [
+            tpm("a", 1, TpmTier::Tpm),
+            tpm("a", 2, TpmTier::Tpm),
             x509("a", 1),
             x509("a", 2),
             pod("a", None),

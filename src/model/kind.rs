@@ -6,7 +6,7 @@ use super::enrolment::EnrolBy;
 use super::federation::FederationStep;
 use super::limits::{
     BUNDLE_DOCUMENT_MAX, BUNDLE_MAX, DEVICE_PROOF_MAX, EVIDENCE_MAX, POD_TOKEN_MAX, TOKEN_MAX,
-    VALUE_MAX,
+    TPM_PROOF_MAX, VALUE_MAX,
 };
 
 /// Which room carries an ask out, and so which kind of grant it needs.
@@ -79,6 +79,7 @@ impl Ask {
             Self::Enroll { by: None, .. } => TOKEN_MAX,
             Self::Enroll { by: Some(EnrolBy::X509), .. } => DEVICE_PROOF_MAX,
             Self::Enroll { by: Some(EnrolBy::Kubernetes), .. } => POD_TOKEN_MAX,
+            Self::Enroll { by: Some(EnrolBy::Tpm), .. } => TPM_PROOF_MAX,
             Self::Federation(step) if step.brings_bundle() => BUNDLE_DOCUMENT_MAX,
             _ => 0,
         }

@@ -17,7 +17,7 @@ use rustls::pki_types::{SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer}
 use super::fact::Facts;
 use super::session_key::{Bond, Endorsement, Envelope, Header, PROFILE, Payload, TYPE, decode};
 use crate::model::limits::{CHALLENGE_TTL, EVIDENCE_DEPTH, EVIDENCE_MAX};
-use crate::model::{DeviceId, Digest, Moment, read_strict_json};
+use crate::model::{DeviceId, Digest, Moment, Resident, read_strict_json};
 
 /// The label of the TLS exporter that binds evidence to its connection; its context is the nonce,
 /// its length 32 bytes (RFC 8446 §7.5).
@@ -145,6 +145,8 @@ pub(super) struct Parties<'a> {
     pub(super) device: &'a DeviceId,
     pub(super) device_spki: &'a [u8],
     pub(super) broker: &'a str,
+    /// The device's key, where a TPM holds it: the device's id is not its digest then.
+    pub(super) resident: Option<Resident>,
 }
 
 /// Verifies one answer to a challenge, and uses the challenge up.
@@ -172,14 +174,15 @@ pub(super) fn verify(
         device_spki: parties.device_spki,
     };
     verify_endorsement(&envelope.endorse, &session, bond)?;
-    if DeviceId::of_key(parties.device_spki) != *parties.device {
+    let key = Digest::of(parties.device_spki);
+    if parties.resident.map_or(parties.device.0, |resident| resident.key) != key {
         return Err(EvidenceError::DeviceKey);
     }
     let payload = open(&envelope.jws, &point)?;
     compare(&payload, parties, challenge, &session)?;
     let facts_digest = payload.facts.digest();
     let claims = Claims {
-        facts: payload.facts,
+        facts: payload.facts.of_tier(parties.resident.map(|resident| resident.tier)),
         device: *parties.device,
         seq: payload.seq,
         boot_id: payload.boot,
@@ -342,7 +345,12 @@ mod tests {
         }
 
         fn verify(&self, evidence: &[u8]) -> Result<Verified, EvidenceError> {
-            let parties = Parties { device: &self.device, device_spki: &self.spki, broker: BROKER };
+            let parties = Parties {
+                device: &self.device,
+                device_spki: &self.spki,
+                broker: BROKER,
+                resident: None,
+            };
             // Each try has the same nonce and a use of its own.
             let challenge =
                 Challenge { used: Arc::new(AtomicBool::new(false)), ..self.challenge.clone() };
@@ -376,7 +384,12 @@ mod tests {
     fn a_challenge_is_answered_once_and_in_time() {
         let scene = Scene::new();
         let evidence = scene.signed_for(scene.bond());
-        let parties = Parties { device: &scene.device, device_spki: &scene.spki, broker: BROKER };
+        let parties = Parties {
+            device: &scene.device,
+            device_spki: &scene.spki,
+            broker: BROKER,
+            resident: None,
+        };
         let again = scene.challenge.clone();
         assert!(verify(parties, &scene.challenge, &evidence, at(130)).is_ok());
         for spent in [&scene.challenge, &again] {
@@ -387,7 +400,12 @@ mod tests {
         }
         let late = Scene::new();
         let evidence = late.signed_for(late.bond());
-        let parties = Parties { device: &late.device, device_spki: &late.spki, broker: BROKER };
+        let parties = Parties {
+            device: &late.device,
+            device_spki: &late.spki,
+            broker: BROKER,
+            resident: None,
+        };
         let error = verify(parties, &late.challenge, &evidence, at(131)).unwrap_err();
         assert_eq!(error, EvidenceError::Late);
         assert_ne!(scene.challenge.nonce(), late.challenge.nonce());

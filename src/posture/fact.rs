@@ -12,8 +12,8 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::catalog::{FactKind, Origin};
-use crate::model::Digest;
 use crate::model::limits::{FACT_TEXT_MAX, FACTS_MAX, SEGMENT_MAX};
+use crate::model::{Digest, TpmTier};
 
 /// A fact's name out of the closed table (`kernel.lockdown`, `net.listen_any`, …).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -198,6 +198,16 @@ impl Facts {
         }
         self.known.insert(name, Fact { value, rank: row.rank });
         Ok(())
+    }
+
+    /// With what the broker itself knows of the device: what holds its key.
+    #[must_use]
+    pub(super) fn of_tier(mut self, tier: Option<TpmTier>) -> Self {
+        if let Some(tier) = tier {
+            let value = Ok(FactValue::Text(tier.word().to_owned()));
+            self.known.insert(FactName::TPM_TIER, Fact { value, rank: Rank::Kernel });
+        }
+        self
     }
 
     /// One fact as it was stated; `None` where the report is silent.

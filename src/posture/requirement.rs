@@ -191,7 +191,10 @@ impl Ground<'_> {
         let own = |value| Ok((value, Rank::Kernel));
         match name {
             FactName::DEVICE_ENROLLED => own(FactValue::Bool(true)),
-            FactName::TPM_TIER => own(FactValue::Text("soft".to_owned())),
+            // The broker has put it there where a TPM holds the device's key.
+            FactName::TPM_TIER if self.facts.fact(name).is_none() => {
+                own(FactValue::Text("soft".to_owned()))
+            }
             _ => match self.facts.fact(name) {
                 Some(Fact { value: Ok(value), rank }) => Ok((value.clone(), *rank)),
                 Some(Fact { value: Err(unknown), .. }) => Err(*unknown),

@@ -16,7 +16,7 @@ use super::standing::{DeviceStanding, Sessions};
 use super::step_up::Challenges;
 use super::verdict::{Demand, Verdict};
 use crate::model::limits::{POSTURE_CHANGES, STANDINGS_MAX};
-use crate::model::{DeviceId, Digest, Moment};
+use crate::model::{DeviceId, Digest, Moment, Resident};
 
 /// Parts of the map that are locked apart, so that cores seldom meet.
 const SHARDS: usize = 64;
@@ -104,8 +104,25 @@ impl Posture {
         evidence: &[u8],
         now: Moment,
     ) -> Result<Claims, EvidenceError> {
+        self.take_of((device, None), device_spki, broker_id, challenge, evidence, now)
+    }
+
+    /// The same of a device whose key a TPM may hold: then the key is that one, and the id another's
+    /// digest.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_of(
+        &self,
+        (device, resident): (&DeviceId, Option<Resident>),
+        device_spki: &[u8],
+        broker_id: &str,
+        challenge: &Challenge,
+        evidence: &[u8],
+        now: Moment,
+    ) -> Result<Claims, EvidenceError> {
         self.remember(now);
-        let parties = Parties { device, device_spki, broker: broker_id };
+        let parties = Parties { device, device_spki, broker: broker_id, resident };
         let verified = verify(parties, challenge, evidence, now)?;
         let mut claims = verified.claims;
         let mut shard = self.write(device);

@@ -19,9 +19,10 @@ use super::frame_error::FrameError;
 use super::notice::{NOTICE_TIMEOUT, read_challenge};
 use super::tls::{self, EXPORTER_ENROLMENT, EXPORTER_LABEL};
 use crate::model::limits::{
-    ANSWER_TIMEOUT, BUNDLE_MAX, CLOSE_TIMEOUT, FILE_MAX, PUSH_WAIT, TIMEOUT_MIB,
+    ANSWER_TIMEOUT, BUNDLE_MAX, CLOSE_TIMEOUT, FILE_MAX, PUSH_WAIT, TIMEOUT_MIB, TPM_OPEN_TIMEOUT,
 };
 use crate::model::{Ask, Clock, Digest, Reason, Released, RequestId, SecretValue};
+use crate::posture::tpm::Credential;
 
 /// A connection to a broker. Cheap to clone; all clones share it.
 #[derive(Debug, Clone)]
@@ -85,7 +86,7 @@ impl Client {
             let nonce = match self.told(read_reply(&mut recv).await)? {
                 (Reply::Nonce(text), _) => decode_nonce(&text).map_err(ClientError::Frame)?,
                 (Reply::Refusal(refusal), _) => return Err(ClientError::Refused(refusal)),
-                (Reply::Answer { .. }, _) => {
+                (Reply::Answer { .. } | Reply::Credential(_), _) => {
                     return Err(ClientError::Unexpected("it came before the evidence was sent"));
                 }
             };
@@ -111,6 +112,46 @@ impl Client {
                 return;
             }
         }
+    }
+
+    /// The exchange of an applicant with a TPM: ask and proof, credential, what was in it, answer.
+    /// `open` has the TPM open the credential.
+    ///
+    /// # Errors
+    /// The broker's refusal, why there is no answer, or what `open` says.
+    pub(super) async fn prove(
+        &self,
+        ask: Ask,
+        proof: SecretValue,
+        open: impl FnOnce(&Credential) -> Result<SecretValue, String>,
+    ) -> Result<(RequestId, Released), ClientError> {
+        let opening = Opening { client: None, ask };
+        let proving = async {
+            let (mut send, mut recv) = self.open().await?;
+            // A broker may refuse before it has all of it.
+            let sent = write_opening(&mut send, &opening, proof.expose()).await;
+            let reply = read_reply(&mut recv).await;
+            let sealed = match (self.told(reply), sent) {
+                (Ok((Reply::Credential(sealed), _)), Ok(())) => sealed,
+                (Ok((Reply::Refusal(refusal), _)), _) => return Err(ClientError::Refused(refusal)),
+                (Ok(_), Ok(())) => {
+                    return Err(ClientError::Unexpected("it came before the tpm was asked"));
+                }
+                (_, Err(unsent)) => return self.told(Err(unsent)),
+                (Err(error), Ok(())) => return Err(error),
+            };
+            let credential = sealed.credential();
+            let credential =
+                credential.ok_or(ClientError::Unexpected("its credential can't be read"))?;
+            let opened = open(&credential).map_err(ClientError::Broken)?;
+            let sending = async {
+                write_evidence(&mut send, opened.expose()).await?;
+                end(&mut send);
+                Ok(())
+            };
+            self.settle(sending, &mut recv).await
+        };
+        within_longer(ANSWER_TIMEOUT + TPM_OPEN_TIMEOUT, proving).await
     }
 
     /// Resolves when the connection has ended, with the reason in words.
@@ -179,7 +220,9 @@ impl Client {
         match self.told(reply)? {
             (Reply::Answer { request, answer }, body) => Ok((request, Released { answer, body })),
             (Reply::Refusal(refusal), _) => Err(ClientError::Refused(refusal)),
-            (Reply::Nonce(_), _) => Err(ClientError::Unexpected("it wants evidence")),
+            (Reply::Nonce(_) | Reply::Credential(_), _) => {
+                Err(ClientError::Unexpected("it wants evidence"))
+            }
         }
     }
 

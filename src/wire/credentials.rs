@@ -7,13 +7,13 @@
 use std::fmt;
 use std::path::Path;
 
-use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::directory::{self, Access, DirectoryError};
+use super::held;
 use super::leaf::{Leaf, LeafError};
 use super::pem::{self, PemError};
 use super::strict::{self, StrictError};
@@ -245,8 +245,8 @@ impl Credentials {
                 return Err(CredentialsError::Roots { root, broker });
             }
         }
-        let signer = any_supported_type(&self.key).map_err(|_| CredentialsError::KeyKind)?;
-        let fits = signer.public_key().map(|key| key.to_vec()) == Some(self.leaf()?.spki);
+        let key = held::public_key(&self.key).ok_or(CredentialsError::KeyKind)?;
+        let fits = key == self.leaf()?.spki;
         if fits { Ok(()) } else { Err(CredentialsError::KeyOfAnother) }
     }
 }

@@ -54,8 +54,12 @@ pub async fn enroll(
     let (endpoint, connection) = dial::dial(address, config).await?;
     let client = Client::over(endpoint, connection);
     let exporter = || client.enrolment_exporter();
-    let (ask, body) = shows.into().request(name, &spki, domain, exporter)?;
-    let asked = client.ask(ask, body).await;
+    let mut shows = shows.into();
+    let (ask, body) = shows.request(name, &spki, domain, exporter)?;
+    let asked = match shows {
+        Shows::Tpm(tpm) => client.prove(ask, body, |credential| tpm.open(credential)).await,
+        _ => client.ask(ask, body).await,
+    };
     client.finish().await;
     check(asked?.1.answer, domain, roots, &spki)
 }

@@ -14,9 +14,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use super::frame_error::FrameError;
+use super::sealed::SealedCredential;
 use super::strict;
 use crate::model::limits::{
-    BODY_MAX, BUNDLE_MAX, EVIDENCE_MAX, FILE_MAX, HEAD_MAX, REPLY_HEAD_MAX, VALUE_MAX,
+    BODY_MAX, BUNDLE_MAX, EVIDENCE_MAX, FILE_MAX, HEAD_MAX, REPLY_HEAD_MAX, TPM_OPENED_MAX,
+    VALUE_MAX,
 };
 use crate::model::{Answer, Ask, ClientRef, Refusal, RequestId, SecretValue, WipedBytes};
 
@@ -37,8 +39,8 @@ pub struct Opening {
     pub ask: Ask,
 }
 
-/// Head of a frame from the broker: `{"answer":{"request":"…","answer":{…}}}`, `{"refusal":{…}}` or
-/// `{"nonce":"<32 bytes, base64url>"}`.
+/// Head of a frame from the broker: `{"answer":{"request":"…","answer":{…}}}`, `{"refusal":{…}}`,
+/// `{"nonce":"<32 bytes, base64url>"}` or `{"credential":{"blob":"…","seed":"…"}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Reply {
@@ -53,6 +55,8 @@ pub enum Reply {
     Refusal(Refusal),
     /// Evidence is wanted, bound to these bytes (see [`decode_nonce`]).
     Nonce(String),
+    /// What is in here is wanted, which only the applicant's own TPM can open.
+    Credential(SealedCredential),
 }
 
 /// The two lengths that a frame begins with, in bytes. Not yet compared with any limit.
@@ -146,6 +150,18 @@ pub async fn read_body<R: AsyncRead + Unpin + ?Sized>(
     Ok(body.into())
 }
 
+/// Reads exactly `length` body bytes of a stream on which another frame follows.
+///
+/// # Errors
+/// When the stream is shorter, or `length` is over the largest body of all.
+pub async fn read_part<R: AsyncRead + Unpin + ?Sized>(
+    from: &mut R,
+    length: usize,
+) -> Result<SecretValue, FrameError> {
+    check_body(length, BUNDLE_MAX)?;
+    Ok(read_exactly(from, length, "the body").await?.into())
+}
+
 /// Reads the evidence frame of a report (head length 0) and insists on the end of the stream.
 ///
 /// # Errors
@@ -153,11 +169,28 @@ pub async fn read_body<R: AsyncRead + Unpin + ?Sized>(
 pub async fn read_evidence<R: AsyncRead + Unpin + ?Sized>(
     from: &mut R,
 ) -> Result<SecretValue, FrameError> {
+    read_bare(from, EVIDENCE_MAX).await
+}
+
+/// Reads the frame with what was in a credential, likewise.
+///
+/// # Errors
+/// What is wrong with the frame.
+pub async fn read_opened<R: AsyncRead + Unpin + ?Sized>(
+    from: &mut R,
+) -> Result<SecretValue, FrameError> {
+    read_bare(from, TPM_OPENED_MAX).await
+}
+
+async fn read_bare<R: AsyncRead + Unpin + ?Sized>(
+    from: &mut R,
+    most: usize,
+) -> Result<SecretValue, FrameError> {
     let lengths = read_lengths(from).await?;
     if lengths.head != 0 {
         return Err(FrameError::UnexpectedHead(lengths.head));
     }
-    check_body(lengths.body, EVIDENCE_MAX)?;
+    check_body(lengths.body, most)?;
     read_body(from, lengths.body).await
 }
 
@@ -205,7 +238,7 @@ pub async fn write_opening<W: AsyncWrite + Unpin + ?Sized>(
     write_frame(to, &head, body).await
 }
 
-/// Writes the evidence frame of a report.
+/// Writes the evidence frame of a report, or the one with what was in a credential.
 ///
 /// # Errors
 /// When it is too large, or the stream can't be written.
@@ -297,7 +330,7 @@ fn reply_body_max(reply: &Reply) -> usize {
         Reply::Answer { answer: Answer::File { .. }, .. } => FILE_MAX,
         Reply::Answer { answer: Answer::Policy { .. }, .. } => BUNDLE_MAX,
         Reply::Answer { .. } => BODY_MAX,
-        Reply::Refusal(_) | Reply::Nonce(_) => 0,
+        Reply::Refusal(_) | Reply::Nonce(_) | Reply::Credential(_) => 0,
     }
 }
 

@@ -17,6 +17,7 @@ mod directory;
 mod enroll;
 mod frame;
 mod frame_error;
+mod held;
 mod http1;
 mod http_get;
 mod https;
@@ -25,6 +26,7 @@ mod leaf;
 mod loopback;
 mod notice;
 mod pem;
+mod sealed;
 mod shows;
 mod sockets;
 mod strict;
@@ -46,10 +48,11 @@ pub use directory::{DirectoryError, settle};
 pub use enroll::{Enrolled, enroll};
 pub use frame::{
     Lengths, Opening, Reply, decode_lengths, decode_nonce, encode_nonce, parse_opening,
-    parse_reply, read_body, read_end, read_evidence, read_opening, read_reply, reply_head,
-    send_frame, write_evidence, write_opening, write_reply,
+    parse_reply, read_body, read_end, read_evidence, read_opened, read_opening, read_part,
+    read_reply, reply_head, send_frame, write_evidence, write_opening, write_reply,
 };
 pub use frame_error::FrameError;
+pub use held::{HeldKey, Holder, take_up_held_keys};
 pub use http_get::{HttpGetError, HttpResponse};
 pub use http1::OnlyHttp1;
 pub use https::{HttpsClient, HttpsError, HttpsServer, web_roots};
@@ -60,7 +63,8 @@ pub use pem::{
 };
 /// How a listening port speaks QUIC and TLS.
 pub use quinn::ServerConfig as PortConfig;
-pub use shows::{DeviceCertificate, Shows};
+pub use sealed::SealedCredential;
+pub use shows::{DeviceCertificate, Shows, TpmShows};
 pub use sockets::sockets;
 pub use tls::{
     ALPN, ALPN_ENROLL, EXPORTER_ENROLMENT, EXPORTER_LABEL, ServerIdentity, TlsError,

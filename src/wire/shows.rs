@@ -14,6 +14,7 @@ use super::leaf::Leaf;
 use super::tls::{self, TlsError};
 use crate::identity::{DeviceProof, device_statement};
 use crate::model::{Ask, Digest, EnrolBy, SecretValue, TrustDomain, join_secret_digest};
+use crate::posture::tpm::{Credential, TpmProof, tpm_statement};
 
 /// One signature for each kind of key, as the broker takes it.
 const SCHEMES: [SignatureScheme; 4] = [
@@ -34,6 +35,22 @@ pub enum Shows {
     Certificate(DeviceCertificate),
     /// The token of a Kubernetes pod.
     PodToken(SecretValue),
+    /// A TPM that holds the device key.
+    Tpm(Box<dyn TpmShows>),
+}
+
+/// What speaks with a TPM for an enrolment. Both calls wait for it; errors are in words.
+pub trait TpmShows: fmt::Debug + Send + Sync {
+    /// Its keys, and that it certifies the device key for the statement of its endorsement key.
+    ///
+    /// # Errors
+    /// When the TPM gives none.
+    fn proof(&self, statement: &dyn Fn(&[u8]) -> Digest) -> Result<TpmProof, String>;
+    /// What is in a credential that was made for it.
+    ///
+    /// # Errors
+    /// When it was made for another one.
+    fn open(&self, credential: &Credential) -> Result<SecretValue, String>;
 }
 
 impl From<SecretValue> for Shows {
@@ -104,21 +121,28 @@ impl Shows {
 
     /// The request and its body. `exporter` gives the connection's value where it is asked for.
     pub(super) fn request(
-        self,
+        &mut self,
         name: &str,
         spki: &[u8],
         domain: &TrustDomain,
         exporter: impl FnOnce() -> Result<[u8; 32], ClientError>,
     ) -> Result<(Ask, SecretValue), ClientError> {
         let ask = |token, by| Ask::Enroll { name: name.to_owned(), token, by };
+        let taken = |token: &mut SecretValue| std::mem::replace(token, SecretValue::empty());
         Ok(match self {
             Self::Key => (ask(None, None), SecretValue::empty()),
-            Self::Token(token) => (ask(Some(known_by(&token)), None), token),
+            Self::Token(token) => (ask(Some(known_by(token)), None), taken(token)),
             Self::Certificate(certificate) => {
                 let body = certificate.proof(&exporter()?, spki, domain)?;
                 (ask(None, Some(EnrolBy::X509)), body)
             }
-            Self::PodToken(token) => (ask(None, Some(EnrolBy::Kubernetes)), token),
+            Self::PodToken(token) => (ask(None, Some(EnrolBy::Kubernetes)), taken(token)),
+            Self::Tpm(tpm) => {
+                let exporter = exporter()?;
+                let statement = |ek: &[u8]| tpm_statement(&exporter, spki, domain, ek);
+                let proof = tpm.proof(&statement).map_err(ClientError::Broken)?;
+                (ask(None, Some(EnrolBy::Tpm)), SecretValue::new(proof.body()))
+            }
         })
     }
 }
@@ -140,7 +164,7 @@ mod tests {
         DeviceCertificate::new(chain, PrivateKeyDer::Pkcs8(key.serialize_der().into())).unwrap()
     }
 
-    fn asked(shows: Shows) -> (Ask, SecretValue) {
+    fn asked(mut shows: Shows) -> (Ask, SecretValue) {
         let domain = TrustDomain::parse("corp.example").unwrap();
         shows.request("host-1", b"spki", &domain, || Ok([7; 32])).unwrap()
     }

@@ -15,7 +15,7 @@ use rustls::DistinguishedName;
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group, sign};
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -25,6 +25,7 @@ use rustls::version::TLS13;
 use zeroize::Zeroize as _;
 
 use super::credentials::Credentials;
+use super::held;
 use super::transport;
 use crate::identity::{ApplicantVerifier, Identity, SvidVerifier, root_hint};
 use crate::model::{Clock, Digest, SpiffeId, SpiffeIdError, TrustDomain};
@@ -276,7 +277,7 @@ pub(super) fn pair(
     chain: Vec<CertificateDer<'static>>,
     mut key: PrivateKeyDer<'static>,
 ) -> Result<CertifiedKey, TlsError> {
-    let signing = sign::any_supported_type(&key);
+    let signing = held::signing_key(&key);
     key.zeroize();
     let pair = CertifiedKey::new(chain, signing.map_err(TlsError::Pair)?);
     pair.keys_match().map_err(TlsError::Pair)?;

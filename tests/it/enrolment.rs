@@ -479,7 +479,7 @@ fn tokens_that_do_not_hold_are_denied_alike_and_told_in_the_log() {
         }
         let good = conversation.say(&request(POD, scene.token(|_| {}).as_bytes())).await;
         assert!(matches!(good, Ok(Reply::Answer { .. })), "{good:?}");
-        let other = r#"{"enroll":{"name":"x","by":"tpm"}}"#;
+        let other = r#"{"enroll":{"name":"x","by":"oidc"}}"#;
         assert_eq!(reason(&conversation.ask(other).await), "D503", "a proof of a kind to come");
     });
     let told = scene.refusals("enroll");

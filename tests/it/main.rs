@@ -39,6 +39,7 @@ mod streams;
 mod svids;
 mod tidy;
 mod upstream;
+mod tpm;
 mod vectors;
 mod visitor;
 mod workload_api;

@@ -235,6 +235,7 @@ fn callers(matrix: &Matrix) -> HashMap<String, Caller> {
     let person = DeviceId::of_key(b"a person's");
     let entry = EntryId::random();
     let device = |class: &str| DeviceStatus {
+        resident: None,
         class: DeviceClass::parse(class).unwrap(),
         epoch: 1,
         revoked: false,

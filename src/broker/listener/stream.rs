@@ -19,10 +19,11 @@ use crate::broker::outcome::Body;
 use crate::identity::Peer;
 use crate::model::{
     Ask, ClientRef, Clock, Code, EnrolBy, Failure, Reason, Refusal, Released, RequestId,
-    SecretValue, limits,
+    SecretValue, Shown, limits,
 };
 use crate::posture::Challenge;
-use crate::wire::{self, Ahead, CloseCode, FrameError, Opening, Reply};
+use crate::posture::tpm::Credential;
+use crate::wire::{self, Ahead, CloseCode, FrameError, Opening, Reply, SealedCredential};
 
 /// One request being served.
 pub(super) struct Stream<'a> {
@@ -64,9 +65,12 @@ impl Stream<'_> {
             _ => None,
         };
         let exporter = self.exporter(&ask);
-        let mut body = Incoming { recv, len, challenge, exporter };
-        let (request, outcome) =
-            self.line.answer(self.peer, Some(self.registered), client, ask, &mut body).await;
+        let is_by_tpm = matches!(*ask, Ask::Enroll { by: Some(EnrolBy::Tpm), .. });
+        let (request, outcome) = {
+            let send = is_by_tpm.then_some(&mut send);
+            let mut body = Incoming { recv, len, challenge, exporter, send, shown: None };
+            self.line.answer(self.peer, Some(self.registered), client, ask, &mut body).await
+        };
         self.reply(&mut send, request, outcome).await;
     }
 
@@ -129,7 +133,7 @@ impl Stream<'_> {
 
     /// What the proof of an applicant is bound to; without one, no such proof holds.
     fn exporter(&self, ask: &Ask) -> Option<[u8; 32]> {
-        if !matches!(ask, Ask::Enroll { by: Some(EnrolBy::X509), .. }) {
+        if !matches!(ask, Ask::Enroll { by: Some(EnrolBy::X509 | EnrolBy::Tpm), .. }) {
             return None;
         }
         let (mut value, label) = ([0; 32], wire::EXPORTER_ENROLMENT);
@@ -210,33 +214,39 @@ fn head_of(reply: &Reply, body: usize) -> Result<Vec<u8>, Vec<u8>> {
         }
         // Its words alone can be too many: faults of a whole policy.
         Reply::Refusal(refusal) => Refusal { hint: None, ..refusal.clone() },
-        Reply::Nonce(_) => return Err(Vec::new()), // of one length, which fits
+        // Of one length, which fits.
+        Reply::Nonce(_) | Reply::Credential(_) => return Err(Vec::new()),
     };
     Err(wire::reply_head(&Reply::Refusal(refusal), 0).unwrap_or_default())
 }
 
 /// A request's body, still on the wire.
-pub(super) struct Incoming {
+pub(super) struct Incoming<'a> {
     recv: Ahead<quinn::RecvStream>,
     len: usize,
     challenge: Option<Challenge>,
     exporter: Option<[u8; 32]>,
+    /// Where a credential goes; only an applicant with a TPM gets one, and only once.
+    send: Option<&'a mut quinn::SendStream>,
+    /// What its proof came to.
+    shown: Option<Shown>,
 }
 
-impl Incoming {
+impl Incoming<'_> {
     /// Of an ask that brings nothing; its stream must end all the same.
     pub(super) fn none(recv: Ahead<quinn::RecvStream>) -> Self {
-        Self { recv, len: 0, challenge: None, exporter: None }
+        Self { recv, len: 0, challenge: None, exporter: None, send: None, shown: None }
     }
 }
 
-impl Body for Incoming {
+impl Body for Incoming<'_> {
     async fn read(&mut self) -> Result<SecretValue, Failure> {
         let length = self.len;
         let read = pin!(async {
-            match self.challenge.is_some() {
-                true => Box::pin(wire::read_evidence(&mut self.recv)).await,
-                false => wire::read_body(&mut self.recv, self.len).await,
+            match (self.challenge.is_some(), self.send.is_some()) {
+                (true, _) => Box::pin(wire::read_evidence(&mut self.recv)).await,
+                (_, true) => Box::pin(wire::read_part(&mut self.recv, self.len)).await,
+                _ => wire::read_body(&mut self.recv, self.len).await,
             }
         });
         match within(for_body(limits::BODY_TIMEOUT, length), read).await {
@@ -252,6 +262,20 @@ impl Body for Incoming {
 
     fn exporter(&self) -> Option<&[u8; 32]> {
         self.exporter.as_ref()
+    }
+
+    async fn opened(&mut self, credential: &Credential) -> Option<SecretValue> {
+        let send = self.send.take()?;
+        let reply = Reply::Credential(SealedCredential::from(credential));
+        let exchange = Box::pin(async {
+            wire::write_reply(send, &reply, &[]).await.ok()?;
+            wire::read_opened(&mut self.recv).await.ok()
+        });
+        tokio::time::timeout(limits::TPM_OPEN_TIMEOUT, exchange).await.ok()?
+    }
+
+    fn shown(&mut self) -> Option<&mut Option<Shown>> {
+        Some(&mut self.shown)
     }
 }
 
