@@ -431,7 +431,7 @@ mod tests {
             r#"{"read":{"name":"pay/x","version":-1}}"#,
             r#"{"read":{"name":"pay/x"},"write":{"name":"pay/x"}}"#,
             r#"{"whoami":{"id":"x"}}"#,
-            r#"{"enroll":{"name":"x","by":"tpm"}}"#,
+            r#"{"enroll":{"name":"x","by":"oidc"}}"#,
             r#"{"enroll":{"name":"x","by":"X509"}}"#,
             r#"{"become_root":{}}"#,
             "{}",
