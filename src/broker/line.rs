@@ -301,13 +301,11 @@ impl Line {
             Ruling::Secret(grant) => self.parts.vault.carry_out(grant, value).await,
             Ruling::Authority(grant) => {
                 let (id, caller, ask) = (grant.id(), grant.caller().clone(), grant.ask().clone());
-                // A TPM that was released is the same device again: it inherits no evidence.
-                if let Target::Shown(Shown::Proven(proven)) = grant.target()
-                    && let EnrolledBy::Tpm { ek, .. } = proven.by
-                {
-                    self.parts.posture.forget(&DeviceId(ek));
-                }
+                let came_again = of_tpm(grant.target());
                 let released = Box::pin(self.parts.authority.carry_out(grant, value)).await?;
+                if let Some(device) = came_again {
+                    self.parts.posture.forget(&device);
+                }
                 Box::pin(self.note_outcome(id, &caller, &ask, &released)).await?;
                 Ok(self.with_posture(&caller, released))
             }
@@ -399,5 +397,16 @@ impl Line {
         if let Err(error) = self.parts.log.note(note).await {
             tracing::warn!(request = %id, %error, "«not carried out» could not be recorded");
         }
+    }
+}
+
+/// The device that a TPM gives: one that was released has the same id again, and inherits no evidence.
+fn of_tpm(target: &Target) -> Option<DeviceId> {
+    match target {
+        Target::Shown(Shown::Proven(proven)) => match &proven.by {
+            EnrolledBy::Tpm { ek, .. } => Some(DeviceId(*ek)),
+            _ => None,
+        },
+        _ => None,
     }
 }
