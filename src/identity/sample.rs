@@ -82,6 +82,11 @@ pub(crate) fn with_entry(caller: Caller, entry: EntryId, epoch: u64) -> Caller {
     Caller { entry: Some(entry), epochs, ..caller }
 }
 
+/// The same caller with this key.
+pub(crate) fn with_key(caller: Caller, spki: &[u8]) -> Caller {
+    Caller { proof: Proof::Svid(Arc::new(svid(&caller.id, spki.into()))), ..caller }
+}
+
 /// The same caller under other epochs.
 pub(crate) fn with_epochs(caller: Caller, epochs: Epochs) -> Caller {
     Caller { epochs, ..caller }

@@ -127,9 +127,20 @@ pub enum EvidenceError {
     /// Not above the last one.
     #[error("the sequence number does not rise")]
     Sequence,
+    /// The device said that it had been restarted since, or its key lives on from before that.
+    #[error("the boot is one that was over before")]
+    Boot,
     /// It was replaced by another, or its hour is over.
     #[error("the session key is retired; make a new one")]
     SessionKey,
+}
+
+impl EvidenceError {
+    /// Whether it speaks against the device: everything but an answer that came too late, or to a
+    /// challenge that was answered already.
+    pub fn is_contrary(&self) -> bool {
+        !matches!(self, Self::Late | Self::Spent)
+    }
 }
 
 /// Evidence that held, and under which session key.
@@ -160,6 +171,8 @@ pub(super) fn verify(
     now: Moment,
 ) -> Result<Verified, EvidenceError> {
     challenge.spend(now)?;
+    #[cfg(test)]
+    super::faults::point();
     if evidence.len() > EVIDENCE_MAX {
         return Err(EvidenceError::TooLarge(evidence.len()));
     }

@@ -8,6 +8,8 @@ mod catalog;
 mod evidence;
 mod explained;
 mod fact;
+#[cfg(test)]
+pub(crate) mod faults;
 mod notice;
 mod profile;
 mod profile_file;
@@ -31,7 +33,7 @@ pub use profile::{Mode, Profile, Profiles};
 pub use profile_file::parse_age;
 pub use refset::parse_moment;
 pub use requirement::Tri;
-pub use room::Posture;
+pub use room::{Pending, Posture};
 pub use session_key::{EvidenceKey, EvidenceKeyError, Signed};
 pub use standing::DeviceStanding;
 pub use step_up::{Reachable, StepUp};

@@ -89,12 +89,68 @@ impl Posture {
         standing.claims.facts_digest == *facts && latest.saturating_sub(standing.issued) <= limit
     }
 
-    /// Verifies evidence against the challenge and the device's key; accepts it (rising seq per
-    /// session key, same device id) and makes it the device's standing. Returns the claims, whose
-    /// `evidence_digest` is the one that verdicts will show. The challenge is used up either way.
+    /// Verifies evidence against the challenge and the device's key, which a TPM may hold: then the
+    /// device's id is another's digest. Nothing is in force by it until [`install`](Self::install);
+    /// the challenge is used up either way.
     ///
     /// # Errors
-    /// The first thing that does not hold; then nothing changes.
+    /// The first thing that does not hold.
+    pub fn verify(
+        &self,
+        (device, resident): (&DeviceId, Option<Resident>),
+        device_spki: &[u8],
+        broker_id: &str,
+        challenge: &Challenge,
+        evidence: &[u8],
+        now: Moment,
+    ) -> Result<Pending, EvidenceError> {
+        self.remember(now);
+        let parties = Parties { device, device_spki, broker: broker_id, resident };
+        let verified = verify(parties, challenge, evidence, now)?;
+        let (mut claims, session) = (verified.claims, verified.session);
+        let shard = self.read(device);
+        let held = shard.get(device);
+        let sessions = held.map(|held| held.sessions.clone()).unwrap_or_default();
+        sessions.with(session, &claims, now)?;
+        let before = held.and_then(|held| held.standing.as_ref());
+        if let Some(same) = before.filter(|before| before.says(&claims, now)) {
+            claims.evidence_digest = same.claims.evidence_digest;
+        }
+        drop(shard);
+        let standing = Arc::new(DeviceStanding::new(claims, challenge.issued()));
+        Ok(Pending { standing, session })
+    }
+
+    /// Makes verified evidence the device's standing. Returns its claims, whose `evidence_digest` is
+    /// the one that verdicts will show.
+    ///
+    /// # Errors
+    /// When other evidence came first, so that this one's number does not rise any more.
+    pub fn install(&self, pending: Pending, now: Moment) -> Result<Claims, EvidenceError> {
+        let Pending { standing, session } = pending;
+        let (claims, issued) = (standing.claims.clone(), standing.issued);
+        let device = claims.device;
+        let mut shard = self.write(&device);
+        let held = shard.get(&device);
+        let sessions = held.map(|held| held.sessions.clone()).unwrap_or_default();
+        let sessions = sessions.with(session, &claims, now)?;
+        let before = held.and_then(|held| held.standing.as_ref());
+        let changed = before.is_none_or(|before| !before.says(&claims, now));
+        let evicted = make_room(&mut shard, &device);
+        shard.insert(device, Device { standing: Some(standing), sessions });
+        drop(shard);
+        evicted.into_iter().for_each(|device| self.announce(device));
+        if changed {
+            self.announce(device);
+        }
+        self.challenges.answered(&device, issued);
+        Ok(claims)
+    }
+
+    /// Both at once, for whoever has nothing to write down in between.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify) and [`install`](Self::install); then nothing changes.
     pub fn take(
         &self,
         device: &DeviceId,
@@ -104,47 +160,18 @@ impl Posture {
         evidence: &[u8],
         now: Moment,
     ) -> Result<Claims, EvidenceError> {
-        self.take_of((device, None), device_spki, broker_id, challenge, evidence, now)
+        let parties = (device, None);
+        let pending = self.verify(parties, device_spki, broker_id, challenge, evidence, now)?;
+        self.install(pending, now)
     }
 
-    /// The same of a device whose key a TPM may hold: then the key is that one, and the id another's
-    /// digest.
-    ///
-    /// # Errors
-    /// As [`Self::take`].
-    pub fn take_of(
-        &self,
-        (device, resident): (&DeviceId, Option<Resident>),
-        device_spki: &[u8],
-        broker_id: &str,
-        challenge: &Challenge,
-        evidence: &[u8],
-        now: Moment,
-    ) -> Result<Claims, EvidenceError> {
-        self.remember(now);
-        let parties = Parties { device, device_spki, broker: broker_id, resident };
-        let verified = verify(parties, challenge, evidence, now)?;
-        let mut claims = verified.claims;
-        let mut shard = self.write(device);
-        let held = shard.get(device);
-        let sessions = held.map(|held| held.sessions.clone()).unwrap_or_default();
-        let sessions = sessions.with(verified.session, claims.seq, now)?;
-        let before = held.and_then(|held| held.standing.as_ref());
-        let same = before.filter(|before| before.says(&claims, now));
-        if let Some(same) = same {
-            claims.evidence_digest = same.claims.evidence_digest;
+    /// What failed in appraising this device leaves nothing of it: its verdict is unknown until it
+    /// reports anew. The numbers and keys that it used stay used.
+    pub fn distrust(&self, device: &DeviceId) {
+        if let Some(held) = self.write(device).get_mut(device) {
+            held.standing = None;
         }
-        let changed = same.is_none();
-        let evicted = make_room(&mut shard, device);
-        let standing = Arc::new(DeviceStanding::new(claims.clone(), challenge.issued()));
-        shard.insert(*device, Device { standing: Some(standing), sessions });
-        drop(shard);
-        evicted.into_iter().for_each(|device| self.announce(device));
-        if changed {
-            self.announce(*device);
-        }
-        self.challenges.answered(device, challenge.issued());
-        Ok(claims)
+        self.announce(*device);
     }
 
     /// Forgets a device (revoked).
@@ -211,6 +238,25 @@ impl Posture {
 
     fn write(&self, device: &DeviceId) -> RwLockWriteGuard<'_, Shard> {
         self.shard(device).write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Evidence that holds, and is not in force yet.
+#[derive(Debug)]
+pub struct Pending {
+    standing: Arc<DeviceStanding>,
+    session: Digest,
+}
+
+impl Pending {
+    /// What it says.
+    pub fn claims(&self) -> &Claims {
+        &self.standing.claims
+    }
+
+    /// The verdict that it would make.
+    pub fn look(&self, demand: &Demand, now: Moment) -> Verdict {
+        Arc::clone(&self.standing).judge(demand, now)
     }
 }
 
@@ -432,6 +478,47 @@ require = [ { fact = "device.enrolled", eq = true } ]
         }
         assert_eq!(digests[0], digests[1]);
         assert_ne!(digests[1], digests[2], "the log must explain the new verdict");
+    }
+
+    #[test]
+    fn a_fault_in_appraising_is_unknown_whatever_was_known_before() {
+        let (posture, agent, clock, demand) = (Posture::new(), Agent::new(), clock(), demand());
+        agent.report(&posture, 1, clock.now()).unwrap();
+        assert_eq!(label(&posture, &agent, &demand, clock.now()), "|booted=t|managed=t|");
+        let mut changes = posture.changes();
+        let challenge = Challenge::new(clock.now(), |_| [7; 32]);
+        let spki = agent.d.subject_public_key_info();
+        let sign = |message: &[u8]| agent.d.sign(message).unwrap();
+        let (nonce, now) = (challenge.nonce(), clock.now());
+        let evidence = agent.s.sign(
+            agent.device,
+            BROKER,
+            nonce,
+            &[7; 32],
+            &spki,
+            &agent.facts,
+            "0-a",
+            2,
+            now,
+            sign,
+        );
+        let pending =
+            posture.verify(&agent.device, &spki, BROKER, &challenge, &evidence.0, now).unwrap();
+        let armed = crate::posture::faults::Armed::new();
+        posture.install(pending, now).unwrap();
+        assert_eq!(
+            changes.try_recv(),
+            Ok(agent.device),
+            "the same facts, but nobody can judge them"
+        );
+        assert_eq!(label(&posture, &agent, &demand, now), "|booted=u|managed=u|");
+        assert!(posture.shown(&agent.device, &demand.profiles).is_empty());
+        drop(armed);
+        agent.report(&posture, 3, clock.now()).unwrap();
+        assert_eq!(label(&posture, &agent, &demand, clock.now()), "|booted=t|managed=t|");
+        posture.distrust(&agent.device);
+        assert_eq!(label(&posture, &agent, &demand, clock.now()), "unknown");
+        assert_eq!(agent.report(&posture, 3, clock.now()).unwrap_err(), EvidenceError::Sequence);
     }
 
     #[test]

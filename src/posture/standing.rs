@@ -70,6 +70,11 @@ impl Appraisal {
 
 /// A panic in the appraisal is nobody's good posture.
 fn guarded(appraise: impl FnOnce() -> Outcome) -> Outcome {
+    let appraise = || {
+        #[cfg(test)]
+        super::faults::point();
+        appraise()
+    };
     catch_unwind(AssertUnwindSafe(appraise)).unwrap_or(Outcome::UNKNOWN)
 }
 
@@ -119,7 +124,9 @@ impl DeviceStanding {
         self.appraisal.load().as_ref().is_none_or(|kept| {
             let when = When { age: Duration::ZERO, now_s: now.unix_s() };
             let fresh = |claims: &Claims| guarded(|| kept.profiles.evaluate(&claims.facts, when));
-            fresh(&self.claims) == fresh(claims)
+            let (before, after) = (fresh(&self.claims), fresh(claims));
+            // What can't be appraised is never «the same».
+            before == after && after != Outcome::UNKNOWN
         })
     }
 }
@@ -129,6 +136,9 @@ impl DeviceStanding {
 pub(super) struct Sessions {
     current: Option<Session>,
     retired: VecDeque<Digest>,
+    /// The boot of the last report, and those before it.
+    boot: Option<Digest>,
+    past: VecDeque<Digest>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -139,21 +149,30 @@ struct Session {
 }
 
 impl Sessions {
-    /// The sessions after a report under that key with that number.
+    /// The sessions after a report under that key.
     ///
     /// # Errors
-    /// When the number does not rise, or the key was replaced or is over its hour.
+    /// When the number does not rise, the key was replaced or is over its hour, or the boot is one
+    /// that was over before: a session key lives in memory, so it does not outlive its boot either.
     pub(super) fn with(
         mut self,
         key: Digest,
-        seq: u64,
+        claims: &Claims,
         now: Moment,
     ) -> Result<Self, EvidenceError> {
+        let (seq, boot) = (claims.seq, Digest::of(claims.boot_id.as_bytes()));
         if self.retired.contains(&key) {
             return Err(EvidenceError::SessionKey);
         }
+        let is_other_boot = self.boot.is_some_and(|held| held != boot);
+        if self.past.contains(&boot) {
+            return Err(EvidenceError::Boot);
+        }
         let first = match self.current {
             Some(current) if current.key == key => {
+                if is_other_boot {
+                    return Err(EvidenceError::Boot);
+                }
                 if seq <= current.seq {
                     return Err(EvidenceError::Sequence);
                 }
@@ -167,8 +186,14 @@ impl Sessions {
                 now.boot()
             }
         };
-        while self.retired.len() > SESSION_KEYS_KEPT {
-            self.retired.pop_front();
+        if is_other_boot {
+            self.past.extend(self.boot);
+        }
+        self.boot = Some(boot);
+        for kept in [&mut self.retired, &mut self.past] {
+            while kept.len() > SESSION_KEYS_KEPT {
+                kept.pop_front();
+            }
         }
         self.current = Some(Session { key, first, seq });
         Ok(self)
@@ -178,6 +203,8 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::DeviceId;
+    use crate::posture::fact::Facts;
 
     #[test]
     fn a_panic_is_unknown() {
@@ -187,18 +214,46 @@ mod tests {
         assert_eq!((outcome.held, outcome.unknown), (0, u32::MAX));
     }
 
+    fn said(seq: u64, boot: &str) -> Claims {
+        let facts = Facts::default();
+        let (facts_digest, device) = (facts.digest(), DeviceId::of_key(b"d"));
+        let (boot_id, evidence_digest) = (boot.to_owned(), Digest::of(b"e"));
+        Claims { facts, device, seq, boot_id, evidence_digest, facts_digest }
+    }
+
+    fn at(s: u64) -> Moment {
+        Moment::new(time::OffsetDateTime::UNIX_EPOCH, Duration::from_secs(s))
+    }
+
     #[test]
     fn session_keys_move_on_and_never_come_back() {
-        let at = |s| Moment::new(time::OffsetDateTime::UNIX_EPOCH, Duration::from_secs(s));
         let key = |n: u8| Digest::of(&[n]);
-        let one = Sessions::default().with(key(1), 5, at(0)).unwrap();
-        assert_eq!(one.clone().with(key(1), 5, at(1)).unwrap_err(), EvidenceError::Sequence);
-        assert_eq!(one.clone().with(key(1), 4, at(1)).unwrap_err(), EvidenceError::Sequence);
-        let one = one.with(key(1), 6, at(3_900)).unwrap();
-        assert_eq!(one.clone().with(key(1), 7, at(3_901)).unwrap_err(), EvidenceError::SessionKey);
-        let two = one.with(key(2), 0, at(3_901)).unwrap();
-        assert_eq!(two.clone().with(key(1), 9, at(3_902)).unwrap_err(), EvidenceError::SessionKey);
-        let many = (3..40).try_fold(two, |all, n| all.with(key(n), 0, at(4_000))).unwrap();
+        let with = |all: Sessions, n, seq, s| all.with(key(n), &said(seq, "a"), at(s));
+        let one = with(Sessions::default(), 1, 5, 0).unwrap();
+        assert_eq!(with(one.clone(), 1, 5, 1).unwrap_err(), EvidenceError::Sequence);
+        assert_eq!(with(one.clone(), 1, 4, 1).unwrap_err(), EvidenceError::Sequence);
+        let one = with(one, 1, 6, 3_900).unwrap();
+        assert_eq!(with(one.clone(), 1, 7, 3_901).unwrap_err(), EvidenceError::SessionKey);
+        let two = with(one, 2, 0, 3_901).unwrap();
+        assert_eq!(with(two.clone(), 1, 9, 3_902).unwrap_err(), EvidenceError::SessionKey);
+        let many = (3..40).try_fold(two, |all, n| with(all, n, 0, 4_000)).unwrap();
         assert_eq!(many.retired.len(), SESSION_KEYS_KEPT);
+    }
+
+    #[test]
+    fn a_boot_that_is_over_does_not_come_back_and_takes_its_session_key_with_it() {
+        let key = |n: u8| Digest::of(&[n]);
+        let first = Sessions::default().with(key(1), &said(1, "a"), at(0)).unwrap();
+        assert!(first.clone().with(key(1), &said(2, "a"), at(1)).is_ok());
+        let survived = first.clone().with(key(1), &said(2, "b"), at(1));
+        assert_eq!(survived.unwrap_err(), EvidenceError::Boot);
+        let second = first.with(key(2), &said(0, "b"), at(2)).unwrap();
+        let back = second.clone().with(key(3), &said(0, "a"), at(3));
+        assert_eq!(back.unwrap_err(), EvidenceError::Boot);
+        let boots = (0..20).map(|n| format!("c{n}"));
+        let many = boots
+            .zip(10..)
+            .try_fold(second, |all, (boot, n)| all.with(key(n), &said(0, &boot), at(4)));
+        assert_eq!(many.unwrap().past.len(), SESSION_KEYS_KEPT);
     }
 }

@@ -161,7 +161,11 @@ fn a_lying_agent_and_one_that_got_worse_are_refused() {
             assert!(error.contains("D503"), "{error}");
         };
         let (refused, ()) = tokio::join!(reason(&workload, "fresh/a"), lying);
-        assert_eq!(refused, Err(Reason::PostureStale));
+        assert_eq!(
+            refused,
+            Err(Reason::PostureUnknown),
+            "evidence that does not hold ends all trust"
+        );
         house.clock.advance(4 * S);
         machine.listens_anywhere(true);
         let worse = async {

@@ -14,6 +14,9 @@ pub const STEP_UP_PER_DEVICE: usize = 1024;
 pub const STEP_UP_WAITING: usize = 16 * 1024;
 /// Profiles of this `max_age` or less are met by challenges; no device reports the faster for them.
 pub const STEP_UP_AGE: Duration = Duration::from_secs(10);
+/// Facts of a device must be written down within this, or the device is unknown: a disk that hangs
+/// must not keep an older verdict alive.
+pub const EVIDENCE_NOTED: Duration = Duration::from_secs(5);
 /// What a broker tells an agent unasked, in bytes; a challenge has 24.
 pub const NOTICE_MAX: usize = 64;
 /// Such notices under way on one connection; those of one kind say the same.
