@@ -13,7 +13,7 @@ use crate::model::limits::EVIDENCE_NOTED;
 use crate::model::{
     Action, Answer, Code, DeviceId, Digest, Failure, Object, Reason, Released, SecretValue,
 };
-use crate::posture::{Challenge, Claims, EvidenceError, Verdict};
+use crate::posture::{Challenge, Claims, Demand, EvidenceError, Verdict};
 
 /// Why evidence is not in force.
 enum Failed {
@@ -60,7 +60,10 @@ impl Administration {
         let after = pending.look(&demand, now);
         let is_news = known != Some(claims.evidence_digest);
         // What raises a verdict counts once it is written down; what lowers one counts at once.
-        let raises = after.held() & !before.held() != 0;
+        // Asked of a connection of which nothing is wanting: more may be raised for it.
+        let bound = Demand { colocated: true, ..demand.clone() };
+        let held = self.posture.look(Some(&device), &bound, now).held();
+        let raises = pending.look(&bound, now).held() & !held != 0;
         if is_news && raises {
             self.write_facts_down(&claims, &before, &after).await?;
         }
@@ -139,7 +142,8 @@ impl Administration {
         let bundle = self.policies.policy().current();
         let now = self.clock.now();
         let caller = grant.caller();
-        let verdict = self.posture.look(caller.device(), &bundle.demand_all(), now);
+        let demand = bundle.demand_all_of(caller);
+        let verdict = self.posture.look(caller.device(), &demand, now);
         let (allowed, reason) = bundle.can(caller, &verdict, action, &object.to_string(), now);
         Ok(Released::head(Answer::Can { allowed, reason }))
     }

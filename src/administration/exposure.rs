@@ -175,13 +175,18 @@ impl Administration {
         limit: u32,
         since: Option<i64>,
     ) -> Result<Released, Failure> {
-        let since = since.map(OffsetDateTime::from_unix_timestamp).transpose();
-        let since = since.map_err(|_| Failure::invalid("`since` is no time"))?;
+        let since = since.map(moment).transpose()?;
         let log = self.log.clone();
         let (body, next) = aside(move || page(&log, device, from, limit, since)).await??;
         let size = self.log.size();
         Ok(Released { answer: Answer::Records { from, next, size }, body: SecretValue::new(body) })
     }
+}
+
+/// A time that records can have.
+fn moment(since: i64) -> Result<OffsetDateTime, Failure> {
+    let at = OffsetDateTime::from_unix_timestamp(since).ok().filter(|_| since >= 0);
+    at.ok_or_else(|| Failure::invalid("`since` is no time since 1970"))
 }
 
 fn page(
@@ -192,7 +197,7 @@ fn page(
     since: Option<OffsetDateTime>,
 ) -> Result<(Vec<u8>, u64), Failure> {
     let from = match since {
-        Some(since) => from.max(first_after(log, since - DISORDER)?),
+        Some(since) => from.max(first_after(log, since.checked_sub(DISORDER).unwrap_or(since))?),
         None => from,
     };
     let question = Question { device: device.to_string(), since: since.map(rfc3339_millis) };
@@ -318,6 +323,14 @@ mod tests {
         assert!(release(&record(), Some("2026-11-23T10:15:02.114Z")).is_none());
         for bytes in [&b""[..], b"{", DEVICE.as_bytes(), b"\xff\xfe", b"[1]"] {
             assert!(question(None).release(bytes).is_none() && withdrawn(bytes).is_none());
+        }
+    }
+
+    #[test]
+    fn no_number_makes_a_time_panic() {
+        assert!(moment(0).is_ok() && moment(1_795_401_296).is_ok());
+        for bad in [-1, i64::MIN, i64::MAX, -377_705_116_800] {
+            assert!(moment(bad).is_err(), "{bad}");
         }
     }
 

@@ -7,6 +7,7 @@ mod bench_identity;
 mod bench_policy;
 mod bench_posture;
 mod bench_quotes;
+mod bench_push;
 mod broker;
 mod child;
 mod clock;
@@ -49,6 +50,7 @@ pub use agent::{
 pub use bench::{Measure, bench, echo};
 pub use bench_identity::{Fleet, bench_identity};
 pub use bench_posture::bench_posture;
+pub use bench_push::{Push, bench_push};
 pub use broker::RunningBroker;
 pub use child::Ran;
 pub use clock::GuardedClock;

@@ -328,6 +328,7 @@ impl Line {
         let demand = self.parts.policy.current().demand_all();
         match &mut released.answer {
             Answer::Identity { posture, .. } => {
+                let demand = self.parts.policy.current().demand_all_of(caller);
                 let verdict = self.parts.posture.look(caller.device(), &demand, now);
                 *posture = verdict.label().to_owned();
             }

@@ -218,10 +218,10 @@ pub enum Command {
     /// Measure a real broker beside a bare QUIC echo of the same sizes
     Bench {
         /// What: `identity` for SVIDs and the push of entries to a fleet, `posture` for facts and
-        /// verdicts; else requests
+        /// verdicts, `push` for connections that a worse verdict closes; else requests
         #[arg(value_enum)]
         what: Option<BenchWhat>,
-        /// Agents of the fleet
+        /// Agents of the fleet; of `push`: connections that are closed at once
         #[arg(long, default_value_t = 1000, requires = "what")]
         agents: usize,
         /// Entries, dealt out to the agents
@@ -273,6 +273,8 @@ pub enum BenchWhat {
     Identity,
     /// Facts collected, appraised and looked at again
     Posture,
+    /// How fast a worse verdict closes the connections that stood on the better one
+    Push,
 }
 
 #[cfg(test)]

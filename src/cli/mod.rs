@@ -31,7 +31,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Args, Command};
+use args::{Args, BenchWhat, Command};
 use fault::Fault;
 use output::Output;
 use secrets::Change;
@@ -88,6 +88,9 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
         Command::Posture { action } if !posture::asks(&action) => posture::posture(action, output),
         Command::Bench { what: Some(args::BenchWhat::Posture), seconds, .. } => {
             serve::bench_posture(seconds, output)
+        }
+        Command::Bench { what: Some(args::BenchWhat::Push), agents, changes, .. } => {
+            serve::bench_push(agents, changes, output)
         }
         Command::Bench {
             what: Some(args::BenchWhat::Identity),

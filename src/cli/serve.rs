@@ -296,6 +296,19 @@ pub fn restore(options: RestoreOptions, output: &Output) -> Result<(), Fault> {
     Ok(())
 }
 
+pub fn bench_push(connections: usize, changes: usize, output: &Output) -> Result<(), Fault> {
+    let most = crate::model::limits::CONNECTIONS_MAX - 64;
+    let push =
+        app::Push { connections: connections.clamp(1, most), changes: changes.clamp(1, 10_000) };
+    let told = |line: &serde_json::Value| {
+        let cells = line.as_object().into_iter().flatten();
+        let text: Vec<_> = cells.map(|(key, value)| format!("{key} {value}")).collect();
+        output.result(&text.join("  "), line);
+    };
+    app::bench_push(push, &told)
+        .map_err(|why| Fault::failed("the measurement did not come to its end").cause(why))
+}
+
 pub fn bench_identity(
     (agents, entries, changes): (usize, usize, usize),
     seconds: u64,

@@ -121,6 +121,15 @@ impl Caller {
         self.entry
     }
 
+    /// Whether a connection of this caller is known to come from its device: its key was made for a
+    /// process that the agent attested, and never left that agent's memory. Not so a key that was
+    /// given out, nor the device's own, which lies in a file: both can be copied.
+    pub fn is_colocated(&self) -> bool {
+        self.kind == CallerKind::Workload
+            && self.device.is_some()
+            && self.holder == Some(Holder::Agent)
+    }
+
     /// Whether the key is the agent's or the workload's own.
     pub fn holder(&self) -> Option<Holder> {
         self.holder

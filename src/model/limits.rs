@@ -227,10 +227,6 @@ pub const LOG_SCAN: u64 = 262_144;
 pub const LOG_PAGE: u32 = 10_000;
 /// Bytes of one answer out of the log: they must fit a frame's body.
 pub const LOG_PAGE_BYTES: usize = 3 * 1024 * 1024;
-/// Different releases on one page of what a device has had: each is held once, at some 200 bytes.
-pub const EXPOSURE_ITEMS: usize = 10_000;
-/// Different releases of one device that the command line adds up.
-pub const EXPOSURE_SHOWN: usize = 1_000_000;
 /// What a record tells of an ask beside action and object, in bytes: a few names and digests.
 pub const RECORD_DETAIL: usize = 300;
 /// Rules that one record names; deciding ones come first.

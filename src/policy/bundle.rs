@@ -164,12 +164,19 @@ impl Bundle {
     /// The profiles that candidate rules for this caller and ask name.
     pub fn demand(&self, caller: &Caller, ask: &Ask) -> Demand {
         let wanted = self.wanted(&Asker::of(caller), ask);
-        Demand { profiles: Arc::clone(&self.profiles), wanted }
+        let colocated = caller.is_colocated();
+        Demand { profiles: Arc::clone(&self.profiles), wanted, colocated }
     }
 
-    /// A demand for all profiles (device show, connection review).
+    /// A demand for all profiles, of a device without a connection (device show).
     pub fn demand_all(&self) -> Demand {
-        Demand { profiles: Arc::clone(&self.profiles), wanted: all(self.names.len()) }
+        let (profiles, wanted) = (Arc::clone(&self.profiles), all(self.names.len()));
+        Demand { profiles, wanted, colocated: false }
+    }
+
+    /// A demand for all profiles, of this caller.
+    pub fn demand_all_of(&self, caller: &Caller) -> Demand {
+        Demand { colocated: caller.is_colocated(), ..self.demand_all() }
     }
 
     fn wanted(&self, asker: &Asker<'_>, ask: &Ask) -> u32 {

@@ -120,6 +120,8 @@ facts! {
         "/sys/firmware/efi: the machine was started by UEFI";
     BOOT_UPTIME_S "boot.uptime_s" Number Kernel Device volatile &[],
         "/proc/uptime, whole seconds";
+    CONN_COLOCATED "conn.colocated" Bool Kernel Broker steady &[],
+        "the broker: the key of this connection was made for an attested process and never left its agent";
     CPU_VULNERABLE "cpu.vulnerable" Number Kernel Device steady &[],
         "/sys/devices/system/cpu/vulnerabilities: flaws that stand as Vulnerable";
     CRYPTO_FIPS "crypto.fips" Bool Kernel Device steady &[],

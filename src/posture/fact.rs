@@ -173,6 +173,8 @@ pub enum FactError {
 pub struct Facts {
     known: BTreeMap<FactName, Fact>,
     foreign: BTreeMap<String, Fact>,
+    /// Of the connection that is judged, never of a report: what the broker verified of its key.
+    colocated: bool,
 }
 
 impl Facts {
@@ -208,6 +210,17 @@ impl Facts {
             self.known.insert(FactName::TPM_TIER, Fact { value, rank: Rank::Kernel });
         }
         self
+    }
+
+    /// The same on a connection of which the broker knows that it comes from that very device.
+    pub(super) fn on_colocated(mut self) -> Self {
+        self.colocated = true;
+        self
+    }
+
+    /// Whether the connection is known to come from that device. Never known to be otherwise.
+    pub(super) fn is_colocated(&self) -> bool {
+        self.colocated
     }
 
     /// One fact as it was stated; `None` where the report is silent.

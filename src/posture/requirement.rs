@@ -195,6 +195,8 @@ impl Ground<'_> {
             FactName::TPM_TIER if self.facts.fact(name).is_none() => {
                 own(FactValue::Text("soft".to_owned()))
             }
+            FactName::CONN_COLOCATED if self.facts.is_colocated() => own(FactValue::Bool(true)),
+            FactName::CONN_COLOCATED => Err(Unknown::Absent),
             _ => match self.facts.fact(name) {
                 Some(Fact { value: Ok(value), rank }) => Ok((value.clone(), *rank)),
                 Some(Fact { value: Err(unknown), .. }) => Err(*unknown),

@@ -338,7 +338,7 @@ require = [ { fact = "device.enrolled", eq = true } ]
 
     fn demand() -> Demand {
         let profiles = Arc::new(Profiles::parse("posture.toml", FILE).unwrap());
-        Demand { wanted: profiles.every(), profiles }
+        Demand { wanted: profiles.every(), profiles, colocated: false }
     }
 
     fn label(posture: &Posture, agent: &Agent, demand: &Demand, now: Moment) -> String {
@@ -467,7 +467,7 @@ require = [ { fact = "device.enrolled", eq = true } ]
         let (posture, mut agent, clock) = (Posture::new(), Agent::new(), clock());
         let text = "[profile.timed]\nrequire = [{ fact = \"time.max_error_ms\", le = 100 }]\n";
         let profiles = Arc::new(Profiles::parse("posture.toml", text).unwrap());
-        let demand = Demand { wanted: 1, profiles };
+        let demand = Demand { wanted: 1, profiles, colocated: false };
         let mut changes = posture.changes();
         let mut digests = Vec::new();
         for (seq, error, want) in [(1, 9, "|timed=t|"), (2, 99, "|timed=t|"), (3, 101, "|")] {
@@ -478,6 +478,31 @@ require = [ { fact = "device.enrolled", eq = true } ]
         }
         assert_eq!(digests[0], digests[1]);
         assert_ne!(digests[1], digests[2], "the log must explain the new verdict");
+    }
+
+    #[test]
+    fn a_connection_is_judged_by_its_own_key_and_not_by_its_neighbours() {
+        let (posture, agent, clock) = (Posture::new(), Agent::new(), clock());
+        let text = "[profile.bound]\nmax_age = \"60s\"\n\
+                    require = [{ fact = \"conn.colocated\", eq = true }]\n\
+                    [profile.never]\nrequire = [{ fact = \"conn.colocated\", eq = false }]\n";
+        let profiles = Arc::new(Profiles::parse("posture.toml", text).unwrap());
+        let other = Demand { wanted: profiles.every(), profiles, colocated: false };
+        let bound = Demand { colocated: true, ..other.clone() };
+        assert_eq!(label(&posture, &agent, &bound, clock.now()), "unknown", "no report yet");
+        agent.report(&posture, 1, clock.now()).unwrap();
+        for _ in 0..2 {
+            assert_eq!(label(&posture, &agent, &other, clock.now()), "|bound=u|never=u|");
+            assert_eq!(label(&posture, &agent, &bound, clock.now()), "|bound=t|");
+        }
+        let of = |demand| posture.look(Some(&agent.device), demand, clock.now());
+        assert_eq!(of(&bound).evidence(), of(&other).evidence());
+        assert!(!of(&other).is_stale(), "no challenge would help");
+        clock.advance(Duration::from_secs(61));
+        assert_eq!(label(&posture, &agent, &bound, clock.now()), "|bound=u|never=u|");
+        let mut facts = Facts::default();
+        let stated = facts.state(FactName::CONN_COLOCATED, Ok(FactValue::Bool(true)));
+        assert!(stated.is_err(), "no device says it of itself");
     }
 
     #[test]
@@ -553,7 +578,7 @@ require = [ { fact = "device.enrolled", eq = true } ]
         }
         let text = FILE.replace("eq = true", "eq = false");
         let profiles = Arc::new(Profiles::parse("posture.toml", &text).unwrap());
-        let other = Demand { wanted: 0b11, profiles };
+        let other = Demand { wanted: 0b11, profiles, colocated: false };
         assert_eq!(
             label(&posture, &agent, &other, clock.now()),
             "|",

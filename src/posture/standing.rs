@@ -30,6 +30,8 @@ pub struct DeviceStanding {
     /// Boot time at which its nonce was made: its age counts from there.
     pub issued: Duration,
     appraisal: ArcSwapOption<Appraisal>,
+    /// The same for connections that are known to come from the device; made when one asks.
+    colocated: OnceLock<Arc<DeviceStanding>>,
 }
 
 /// What all profiles of one set came to, for one stretch of ages.
@@ -80,11 +82,21 @@ fn guarded(appraise: impl FnOnce() -> Outcome) -> Outcome {
 
 impl DeviceStanding {
     pub(super) fn new(claims: Claims, issued: Duration) -> Self {
-        Self { claims, issued, appraisal: ArcSwapOption::empty() }
+        Self { claims, issued, appraisal: ArcSwapOption::empty(), colocated: OnceLock::new() }
+    }
+
+    fn on_colocated(&self) -> &Arc<Self> {
+        self.colocated.get_or_init(|| {
+            let facts = self.claims.facts.clone().on_colocated();
+            Arc::new(Self::new(Claims { facts, ..self.claims.clone() }, self.issued))
+        })
     }
 
     /// The verdict on this evidence, now.
     pub(super) fn judge(self: Arc<Self>, demand: &Demand, now: Moment) -> Verdict {
+        if demand.colocated && !self.claims.facts.is_colocated() {
+            return Arc::clone(self.on_colocated()).judge(demand, now);
+        }
         let age = now.since(self.issued);
         let when = When { age, now_s: now.unix_s() };
         let kept = self.appraisal.load();
@@ -103,10 +115,12 @@ impl DeviceStanding {
         Verdict::of_standing(demand, self, when, outcome, label)
     }
 
-    /// Bits of the profiles that these facts would meet if they were of this moment.
+    /// Bits of the profiles that these facts would meet if they were of this moment, on a connection
+    /// of which nothing is wanting.
     pub(super) fn met(&self, profiles: &Profiles, now: Moment) -> u32 {
         let when = When { age: Duration::ZERO, now_s: now.unix_s() };
-        guarded(|| profiles.evaluate(&self.claims.facts, when)).held
+        let facts = self.claims.facts.clone().on_colocated();
+        guarded(|| profiles.evaluate(&facts, when)).held
     }
 
     /// The shortest age limit of the profiles that it was last appraised by.

@@ -21,6 +21,8 @@ pub struct Demand {
     pub profiles: Arc<Profiles>,
     /// Bit i asks for profile i.
     pub wanted: u32,
+    /// Whether the caller's key is known never to have left the agent that attested its process.
+    pub colocated: bool,
 }
 
 /// How a device met every profile of the demand, at one moment. Made by

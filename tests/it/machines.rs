@@ -198,6 +198,16 @@ impl Machine {
 
     /// Registers a workload of this machine and has an SVID issued for it.
     pub async fn workload(&self, operator: &Client, path: &str) -> Credentials {
+        self.workload_held(operator, path, false).await
+    }
+
+    /// The same; `agent_held` says that the key stays with the agent.
+    pub async fn workload_held(
+        &self,
+        operator: &Client,
+        path: &str,
+        agent_held: bool,
+    ) -> Credentials {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let program = format!("/usr/bin/app{number}");
         let entry = EntryDraft {
@@ -213,10 +223,10 @@ impl Machine {
         };
         let made = operator.ask(Ask::EntryCreate { entry }, nothing()).await.unwrap().1;
         let Answer::Entries { mut items, .. } = made.answer else { panic!("no entry") };
-        self.issue(&items.remove(0), program).await
+        self.issue(&items.remove(0), program, agent_held).await
     }
 
-    async fn issue(&self, entry: &Entry, program: String) -> Credentials {
+    async fn issue(&self, entry: &Entry, program: String, agent_held: bool) -> Credentials {
         let key = WorkloadKey::generate().unwrap();
         #[rustfmt::skip]
         let workload = WorkloadFacts {
@@ -225,8 +235,7 @@ impl Machine {
             image_digest: None,
         };
         let (spiffe_id, public_key) = (entry.draft.spiffe_id.clone(), STANDARD.encode(key.spki()));
-        let ask =
-            Ask::Issue { entry: entry.id, spiffe_id, public_key, workload, agent_held: false };
+        let ask = Ask::Issue { entry: entry.id, spiffe_id, public_key, workload, agent_held };
         let (_, released) = self.client.ask(ask, nothing()).await.unwrap();
         let Answer::Certificate { chain, bundle, .. } = released.answer else { panic!("no SVID") };
         let der = |all: Vec<String>| {

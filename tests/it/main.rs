@@ -6,6 +6,7 @@ mod bad_input;
 mod between;
 mod ca;
 mod clients;
+mod colocated;
 mod comeback;
 mod enrolment;
 mod exposure;

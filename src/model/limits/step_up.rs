@@ -1,4 +1,5 @@
-//! The bounds of challenges: when a device is asked for evidence because a request needs it younger.
+//! The bounds of challenges (when a device is asked for evidence because a request needs it younger)
+//! and of the list of what a device has had.
 
 use std::time::Duration;
 
@@ -23,3 +24,8 @@ pub const NOTICE_MAX: usize = 64;
 pub const NOTICES: u32 = 1;
 /// An agent answers challenges no oftener than this, whatever the broker sends.
 pub const CHALLENGE_GAP: Duration = Duration::from_millis(250);
+
+/// Different releases on one page of what a device has had: each is held once, at some 200 bytes.
+pub const EXPOSURE_ITEMS: usize = 10_000;
+/// Different releases of one device that the command line adds up.
+pub const EXPOSURE_SHOWN: usize = 1_000_000;
