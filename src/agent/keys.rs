@@ -215,7 +215,8 @@ impl DeviceKey {
 
     /// As a key file holds it.
     pub(super) fn pem(&self) -> Zeroizing<String> {
-        let text = Zeroizing::new(STANDARD.encode(&*self.0.pkcs8));
+        let key = self.private();
+        let text = Zeroizing::new(STANDARD.encode(key.secret_der()));
         // Room for all of it from the start: nothing is moved and left behind.
         let mut pem = Zeroizing::new(String::with_capacity(text.len() + text.len() / 32 + 64));
         pem.push_str("-----BEGIN PRIVATE KEY-----\n");

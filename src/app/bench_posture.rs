@@ -131,7 +131,7 @@ fn held(posture: &Posture, device: &DeviceId, demand: &Demand, now: Moment) -> R
 
 /// Two sets of profiles in turn, so that no verdict is remembered from the look before.
 fn appraisal(posture: &Posture, device: &DeviceId, length: Duration) -> Result<Value, String> {
-    let demand = || Ok::<_, String>(Demand { profiles: profiles()?, wanted: 1 });
+    let demand = || Ok::<_, String>(Demand { profiles: profiles()?, wanted: 1, colocated: false });
     let (one, other) = (demand()?, demand()?);
     let (mut times, began) = (Vec::new(), Instant::now());
     while began.elapsed() < length {
@@ -157,7 +157,7 @@ fn look_again(
     length: Duration,
 ) -> Result<Value, String> {
     let (identity, peer) = recognised(credentials)?;
-    let demand = Demand { profiles: profiles()?, wanted: 1 };
+    let demand = Demand { profiles: profiles()?, wanted: 1, colocated: false };
     let now = SystemClock.now();
     held(posture, device, &demand, now)?;
     let (mut both, mut alone, began) = (Vec::new(), Vec::new(), Instant::now());
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn the_profile_of_the_bench_asks_for_forty_facts_and_is_held() {
         let (posture, device) = reported().unwrap();
-        let demand = Demand { profiles: profiles().unwrap(), wanted: 1 };
+        let demand = Demand { profiles: profiles().unwrap(), wanted: 1, colocated: false };
         assert_eq!(demand.profiles.facts().len(), ASKED);
         held(&posture, &device, &demand, SystemClock.now()).unwrap();
         posture.forget_all();

@@ -158,6 +158,8 @@ impl Device {
             selectors: vec![Selector::Uid(uid), Selector::Path(path.clone())],
             ttl_s: None,
             default: false,
+            hint: None,
+            jwt_alg: Default::default(),
             federates_with: Vec::new(),
         };
         let made = operator.ask(Ask::EntryCreate { entry }, SecretValue::empty()).await;
@@ -169,7 +171,7 @@ impl Device {
         #[rustfmt::skip]
         let workload = WorkloadFacts {
             pid: 1, start_ticks: 1, uid, gid: uid, path: Some(path), exe_sha256: None, unit: None,
-            pod_uid: None, container_id: None, pinned: true,
+            pod_uid: None, container_id: None, image_digest: None, pinned: true,
         };
         let public_key = STANDARD.encode(key.spki());
         let ask = Ask::Issue { entry, spiffe_id, public_key, workload, agent_held: true };

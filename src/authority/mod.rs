@@ -43,8 +43,8 @@ mod scan;
 mod shards;
 mod subject_key;
 mod token;
-mod upstream;
 mod tpm;
+mod upstream;
 
 #[cfg(test)]
 mod fake_store;
@@ -73,5 +73,5 @@ pub use restore::{DeniedSvid, EpochFloor};
 pub use room::{Authority, Places};
 pub use subject_key::{SubjectKey, SubjectKeyError};
 pub use token::{JoinToken, TokenError};
-pub use upstream::{ReadUpstream, UpstreamError, UpstreamFiles};
 pub use tpm::{TpmMethod, Weighed};
+pub use upstream::{ReadUpstream, UpstreamError, UpstreamFiles};

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::connections::Connection;
 use super::metrics::Metrics;
 use super::outcome::{
-    Asked, Body, Climb, Same, index_of, is_repeatable, may_step_up, refusal_of, refuse, releases,
-    signs, unrecorded,
+    Asked, Body, Climb, Same, index_of, is_repeatable, refusal_of, refuse, releases, signs,
+    unrecorded,
 };
 use super::rates::Rates;
 use super::traffic::Traffic;
@@ -24,7 +24,7 @@ use crate::model::{
     Object, Reason, Refusal, Released, RequestId, SecretValue, Shown, Target, fit_page,
 };
 use crate::policy::{Bundle, Generations, Policy};
-use crate::posture::{Challenge, Demand, Posture, StepUp, Verdict};
+use crate::posture::{Challenge, Demand, Posture, Verdict};
 use crate::vault::Vault;
 
 /// The parts that the line joins.
@@ -145,15 +145,7 @@ impl Line {
         if let Some(refusal) = self.over_rate(asked, &caller, now) {
             return Climb::Ended(Err(refusal));
         }
-        let (mut now, mut caller, mut bundle) = (now, caller, parts.policy.current());
-        let mut demand = bundle.demand(&caller, ask);
-        if may_step_up(ask) && self.step_up(&caller, &demand).await {
-            // Time has passed: everything is read anew, once more, and from here on not again.
-            now = parts.clock.now();
-            caller = Arc::new(parts.identity.recognise(asked.peer, now));
-            bundle = parts.policy.current();
-            demand = bundle.demand(&caller, ask);
-        }
+        let (now, caller, bundle, demand) = self.freshest(asked, caller, now).await;
         let target = self.find(asked, &caller, body, read, now).await;
         let verdict = parts.posture.look(caller.device(), &demand, now);
         let (made_under, ruling) = match self.decide(asked, &caller, &bundle, &verdict, target, now)
@@ -197,19 +189,6 @@ impl Line {
             },
             Err(failure) => Box::pin(self.failed(id, index, failure)).await,
         }
-    }
-
-    /// Has the caller's device challenged where its evidence is too old for what the candidate rules
-    /// name. Whether anybody waited for it.
-    async fn step_up(&self, caller: &Caller, demand: &Demand) -> bool {
-        let parts = &self.parts;
-        let stepped = parts.posture.step_up(caller.device(), demand, &*parts.clock).await;
-        match stepped {
-            StepUp::Idle => return false,
-            StepUp::Answered => parts.metrics.step_ups.inc(),
-            StepUp::Unanswered => parts.metrics.step_ups_unanswered.inc(),
-        };
-        true
     }
 
     /// Decides and hands the decision to the log; what comes back is waited for. Denials over the

@@ -3,6 +3,7 @@
 //! Every request of every transport climbs [`Line::answer`]; there is no second way in.
 
 mod connections;
+mod fresh;
 mod half_open;
 mod line;
 mod listener;

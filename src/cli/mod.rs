@@ -86,14 +86,14 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
         Command::Recover { action } => serve::recover(action, output),
         Command::Restore(options) => serve::restore(options, output),
         Command::Posture { action } if !posture::asks(&action) => posture::posture(action, output),
-        Command::Bench { what: Some(args::BenchWhat::Posture), seconds, .. } => {
+        Command::Bench { what: Some(BenchWhat::Posture), seconds, .. } => {
             serve::bench_posture(seconds, output)
         }
-        Command::Bench { what: Some(args::BenchWhat::Push), agents, changes, .. } => {
+        Command::Bench { what: Some(BenchWhat::Push), agents, changes, .. } => {
             serve::bench_push(agents, changes, output)
         }
         Command::Bench {
-            what: Some(args::BenchWhat::Identity),
+            what: Some(BenchWhat::Identity),
             agents,
             entries,
             changes,

@@ -69,6 +69,7 @@ pub(crate) fn visitor(id: &str, foreign: bool) -> (Peer, Caller) {
         device: None,
         entry: None,
         holder: None,
+        resident: None,
         epochs,
         proof,
         under: 0,

@@ -5,16 +5,18 @@ use std::time::Duration;
 
 mod enrolment;
 mod federation;
+mod policy;
 mod step_up;
-mod upstream;
 mod tpm;
+mod upstream;
 mod workload_api;
 
 pub use self::enrolment::*;
 pub use self::federation::*;
+pub use self::policy::*;
 pub use self::step_up::*;
-pub use self::upstream::*;
 pub use self::tpm::*;
+pub use self::upstream::*;
 pub use self::workload_api::*;
 
 /// A SPIFFE ID: the standard's own limit, in bytes (SPIFFE-ID §2.3).
@@ -126,12 +128,6 @@ pub const SERVING_THREADS: usize = 8;
 pub const SERVING_THREADS_MAX: usize = 64;
 /// Connections of the whole broker.
 pub const CONNECTIONS_MAX: usize = 16 * 1024;
-/// Connections of all callers of one other trust domain together: it can mint as many as it likes.
-pub const CONNECTIONS_PER_DOMAIN: usize = CONNECTIONS_MAX / 4;
-/// Connections of all other trust domains together: the rest is for our own.
-pub const CONNECTIONS_FOREIGN: usize = CONNECTIONS_MAX / 2;
-/// Requests a second of all callers of one other trust domain together.
-pub const DOMAIN_RATE: u32 = 5_000;
 /// A request's head must have arrived by then.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request's body must have arrived by then.
@@ -361,25 +357,6 @@ pub const DENIED_SWEPT: usize = 256;
 /// Public keys of living SVIDs that are remembered, so that one key serves one identity.
 pub const LIVING_KEYS_MAX: usize = 128 * 1024;
 
-/// Rows of one policy.
-pub const POLICY_ROWS_MAX: usize = 200_000;
-/// A policy bundle as JSON, in bytes, on a disk, in the store and on the wire: 100,000 rules of some
-/// hundred bytes fit, and ten bundles fit a backup.
-pub const BUNDLE_MAX: usize = 16 * 1024 * 1024;
-/// KiB of policies on their way out at once: four of the largest, thousands of common ones.
-pub const POLICY_READS_KIB: usize = 4 * BUNDLE_MAX / 1024 + 16;
-/// Bytes of one line of a policy file.
-pub const POLICY_LINE_MAX: usize = 8 * 1024;
-/// Files of one policy bundle: the two and its tests.
-pub const BUNDLE_FILES_MAX: usize = 256;
-/// Faults reported at once: more than anybody reads.
-pub const DIAGNOSTICS_MAX: usize = 100;
-/// Allowed judgements that one bundle remembers.
-pub const JUDGEMENTS_MAX: usize = 8192;
-/// Groups within groups.
-pub const GROUP_DEPTH_MAX: usize = 8;
-/// Profiles of one `posture.toml`: they become bits of one word.
-pub const PROFILES_MAX: usize = 32;
 /// Facts of one report.
 pub const FACTS_MAX: usize = 128;
 /// A fact that is text, in bytes: a list of modules fits, a file does not.

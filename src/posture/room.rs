@@ -528,7 +528,8 @@ require = [ { fact = "device.enrolled", eq = true } ]
             sign,
         );
         let pending =
-            posture.verify(&agent.device, &spki, BROKER, &challenge, &evidence.0, now).unwrap();
+            posture.verify((&agent.device, None), &spki, BROKER, &challenge, &evidence.0, now);
+        let pending = pending.unwrap();
         let armed = crate::posture::faults::Armed::new();
         posture.install(pending, now).unwrap();
         assert_eq!(
@@ -537,7 +538,7 @@ require = [ { fact = "device.enrolled", eq = true } ]
             "the same facts, but nobody can judge them"
         );
         assert_eq!(label(&posture, &agent, &demand, now), "|booted=u|managed=u|");
-        assert!(posture.shown(&agent.device, &demand.profiles).is_empty());
+        assert!(posture.shown(&agent.device, &demand.profiles, now).is_empty());
         drop(armed);
         agent.report(&posture, 3, clock.now()).unwrap();
         assert_eq!(label(&posture, &agent, &demand, clock.now()), "|booted=t|managed=t|");

@@ -116,6 +116,7 @@ impl Shows {
                 }
             }
             Self::PodToken(_) => Digest::of(b"kubernetes"),
+            Self::Tpm(_) => Digest::of(b"tpm"),
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::CONNECTIONS_MAX;
+
 /// Trust domains that are federated with: each is a root store in memory, and one fetch a hint.
 pub const FEDERATIONS_MAX: usize = 64;
 /// Bytes of all their bundles together: they must fit one body on the way to an agent.
@@ -40,3 +42,9 @@ pub const BUNDLE_REQUEST_MAX: usize = 8 * 1024;
 pub const WEB_ROOTS_MAX: usize = 4 * 1024 * 1024;
 /// Roots of such a file.
 pub const WEB_ROOTS_COUNT: usize = 1024;
+/// Connections of all callers of one other trust domain together: it can mint as many as it likes.
+pub const CONNECTIONS_PER_DOMAIN: usize = CONNECTIONS_MAX / 4;
+/// Connections of all other trust domains together: the rest is for our own.
+pub const CONNECTIONS_FOREIGN: usize = CONNECTIONS_MAX / 2;
+/// Requests a second of all callers of one other trust domain together.
+pub const DOMAIN_RATE: u32 = 5_000;
