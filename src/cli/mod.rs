@@ -22,6 +22,7 @@ mod logs;
 mod options;
 mod output;
 mod policies;
+mod policy_tools;
 mod posture;
 mod secrets;
 mod serve;
@@ -64,6 +65,11 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
     crate::app::harden(!asks_the_agent).map_err(|error| {
         Fault::failed("the process could not be protected").cause(error.to_string())
     })?;
+    if let Command::Policy { action } = &args.command
+        && let Some(done) = policy_tools::offline(action, output)
+    {
+        return done;
+    }
     match args.command {
         Command::Completions { shell } => {
             output.text(&args::completions(shell));

@@ -1,6 +1,7 @@
-//! policy check, activate, rollback, show.
+//! policy check, activate, rollback, show; what reads files only is in `policy_tools`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -51,7 +52,12 @@ pub(super) fn files_of(dir: &Path, output: &Output) -> Result<BundleFiles, Fault
     BundleFiles::read_dir(dir).map_err(|faults| told(&faults, "policies", output))
 }
 
-pub fn check(dir: &Path, domain: Option<&str>, output: &Output) -> Result<(), Fault> {
+/// The bundle that a directory holds, checked and tested.
+pub(super) fn built(
+    dir: &Path,
+    domain: Option<&str>,
+    output: &Output,
+) -> Result<Arc<Bundle>, Fault> {
     let files = files_of(dir, output)?;
     let domain = match domain {
         Some(text) => TrustDomain::parse(text).map_err(|error| {
@@ -61,8 +67,11 @@ pub fn check(dir: &Path, domain: Option<&str>, output: &Output) -> Result<(), Fa
             Fault::usage("no row names a trust domain").hint("name it with `--trust-domain NAME`")
         })?,
     };
-    let bundle =
-        Bundle::build(&files, 1, &domain).map_err(|faults| told(&faults, "policies", output))?;
+    Bundle::build(&files, 1, &domain).map_err(|faults| told(&faults, "policies", output))
+}
+
+pub fn check(dir: &Path, domain: Option<&str>, output: &Output) -> Result<(), Fault> {
+    let bundle = built(dir, domain, output)?;
     warned(&bundle.warnings(SystemClock.now().unix_s()), output);
     output.result(
         &format!("{} is sound: sha256:{}", dir.display(), bundle.digest()),
@@ -87,9 +96,7 @@ pub async fn policy(action: PolicyAction, access: &Access, output: &Output) -> R
             (Ask::PolicyActivate {}, SecretValue::new(files.to_json()))
         }
         PolicyAction::Rollback => (Ask::PolicyRollback {}, SecretValue::empty()),
-        PolicyAction::Show | PolicyAction::Check { .. } => {
-            (Ask::PolicyRead {}, SecretValue::empty())
-        }
+        _ => (Ask::PolicyRead {}, SecretValue::empty()),
     };
     let reading = matches!(ask, Ask::PolicyRead {});
     let (_, released) = asking.ask(ask, body).await?;

@@ -38,6 +38,7 @@ pub struct Bundle {
     names: Vec<String>,
     rules: Rules,
     files: BundleFiles,
+    tests: usize,
 }
 
 impl Bundle {
@@ -86,17 +87,19 @@ impl Bundle {
             memory: Memory::default(),
         };
         let mut faults = Vec::new();
+        let mut tests = 0;
         for (file, text) in files.tests() {
-            faults.extend(
-                cases::run(file, text, &rules, (&profiles, &names)).err().unwrap_or_default(),
-            );
+            match cases::run(file, text, &rules, (&profiles, &names)) {
+                Ok(count) => tests += count,
+                Err(found) => faults.extend(found),
+            }
         }
         if !faults.is_empty() {
             faults.truncate(DIAGNOSTICS_MAX);
             return Err(faults);
         }
         let (digest, files) = (files.digest(), files.clone());
-        Ok(Arc::new(Self { serial, digest, profiles, names, rules, files }))
+        Ok(Arc::new(Self { serial, digest, profiles, names, rules, files, tests }))
     }
 
     /// The number that administration gave it.
@@ -152,9 +155,19 @@ impl Bundle {
         warnings
     }
 
+    /// How many tests it carries: cases, and claims over all requests. All of them hold.
+    pub fn test_count(&self) -> usize {
+        self.tests
+    }
+
     /// How many rules it has.
     pub fn rule_count(&self) -> usize {
         self.rules.set.rows.len()
+    }
+
+    /// The names of its profiles, in order of position.
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
     }
 
     pub(super) fn rules(&self) -> &Rules {

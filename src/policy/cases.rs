@@ -13,11 +13,13 @@ use crate::model::limits::DIAGNOSTICS_MAX;
 use crate::model::{Action, Diagnostic, Object, SpiffeId, did_you_mean};
 use crate::posture::Profiles;
 
+use super::analysis::{first_given, patterns};
 use super::judge::{Rules, Seen};
 use super::pattern::UNKNOWN;
 use super::posture_cases::{self, PostureCase};
+use super::region::Actions;
 use super::scope::Mode;
-use super::values::is_time;
+use super::values::{self, is_time};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,6 +28,18 @@ struct CaseFile {
     case: Vec<Case>,
     #[serde(default)]
     posture: Vec<PostureCase>,
+    #[serde(default)]
+    never: Vec<Never>,
+}
+
+/// A claim about all requests: nobody of these may ever do that.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Never {
+    name: Spanned<String>,
+    sub: Spanned<String>,
+    obj: Spanned<String>,
+    act: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -84,22 +98,27 @@ pub(super) fn run(
 ) -> Result<usize, Vec<Diagnostic>> {
     let parsed = parse(file, text)?;
     let mut running = Running { file, text, rules, profiles: names, faults: Vec::new() };
-    if parsed.case.is_empty() && parsed.posture.is_empty() {
-        let none = Diagnostic::at(file, text, 0, 1, "no [[case]] and no [[posture]] in this file");
-        running.faults.push(none);
+    let count = parsed.case.len() + parsed.never.len() + parsed.posture.len();
+    if count == 0 {
+        let message = "no [[case]], no [[never]] and no [[posture]] in this file";
+        running.faults.push(Diagnostic::at(file, text, 0, 1, message));
     }
     let mut names = BTreeSet::new();
-    for case in &parsed.case {
-        if !names.insert(case.name.get_ref().as_str()) {
-            running.fault(&case.name, "two cases have this name", None);
+    let cases = parsed.case.iter().map(|case| (&case.name, Claim::Case(case)));
+    let nevers = parsed.never.iter().map(|never| (&never.name, Claim::Never(never)));
+    for (name, claim) in cases.chain(nevers) {
+        if !names.insert(name.get_ref().as_str()) {
+            running.fault(name, "two cases have this name", None);
         }
-        running.case(case);
+        match claim {
+            Claim::Case(case) => running.case(case),
+            Claim::Never(never) => running.never(never),
+        }
         if running.faults.len() >= DIAGNOSTICS_MAX {
             break;
         }
     }
     running.faults.extend(posture_cases::run(file, text, &parsed.posture, profiles));
-    let count = parsed.case.len() + parsed.posture.len();
     if running.faults.is_empty() { Ok(count) } else { Err(running.faults) }
 }
 
@@ -115,6 +134,11 @@ pub(super) fn run_postures(
     let parsed = parse(file, text)?;
     let faults = posture_cases::run(file, text, &parsed.posture, profiles);
     if faults.is_empty() { Ok(parsed.posture.len()) } else { Err(faults) }
+}
+
+enum Claim<'c> {
+    Case(&'c Case),
+    Never(&'c Never),
 }
 
 impl Running<'_> {
@@ -161,22 +185,66 @@ impl Running<'_> {
         }
     }
 
-    fn check_names(&mut self, case: &Case) {
-        if case.name.get_ref().trim().is_empty() {
-            self.fault(&case.name, "a case needs a name", None);
+    fn never(&mut self, never: &Never) {
+        let before = self.faults.len();
+        self.check_title(&never.name);
+        for (text, flaw) in [
+            (&never.sub, values::subject(never.sub.get_ref())),
+            (&never.obj, values::object(never.obj.get_ref())),
+        ] {
+            if let Err(flaw) = flaw {
+                self.fault(text, flaw.message, flaw.help);
+            }
         }
+        let act = never.act.as_ref().map(|act| self.action(act));
+        let rules = self.rules;
+        let subjects = patterns(&rules.set, never.sub.get_ref()).unwrap_or_default();
+        if subjects.is_empty() {
+            self.fault(&never.sub, "nobody is in this group, so the claim says nothing", None);
+        }
+        if self.faults.len() > before {
+            return;
+        }
+        let act = act.flatten().map_or_else(Actions::all, Actions::one);
+        let obj = never.obj.get_ref();
+        let name = never.name.get_ref();
+        match first_given(&rules.set, self.profiles, &subjects, obj, act) {
+            Ok(None) => {}
+            Ok(Some(given)) => {
+                let help = format!("the rows give: {given}");
+                self.fault(&never.name, format!("{name:?} does not hold"), Some(help));
+            }
+            Err(error) => self.fault(&never.name, error.to_string(), None),
+        }
+    }
+
+    fn check_title(&mut self, name: &Spanned<String>) {
+        if name.get_ref().trim().is_empty() {
+            self.fault(name, "a case needs a name", None);
+        }
+    }
+
+    /// The action of that name; a fault where there is none.
+    fn action(&mut self, act: &Spanned<String>) -> Option<Action> {
+        let text = act.get_ref();
+        let found = Action::parse(text);
+        if found.is_none() {
+            let known = Action::ALL.iter().map(|action| action.as_str());
+            let help = did_you_mean(text, known).map(|near| format!("did you mean `{near}`?"));
+            self.fault(act, format!("no action is called `{text}`"), help);
+        }
+        found
+    }
+
+    fn check_names(&mut self, case: &Case) {
+        self.check_title(&case.name);
         if let Err(error) = SpiffeId::parse(case.sub.get_ref()) {
             self.fault(&case.sub, error.to_string(), None);
         }
         if let Err(error) = Object::parse(case.obj.get_ref(), &self.rules.domain) {
             self.fault(&case.obj, error.to_string(), None);
         }
-        let act = case.act.get_ref();
-        if Action::parse(act).is_none() {
-            let known = Action::ALL.iter().map(|action| action.as_str());
-            let help = did_you_mean(act, known).map(|near| format!("did you mean `{near}`?"));
-            self.fault(&case.act, format!("no action is called `{act}`"), help);
-        }
+        self.action(&case.act);
         if !is_time(case.now.get_ref()) {
             let help = "write `YYYY-MM-DDTHH:MM:SSZ` in UTC".to_owned();
             self.fault(&case.now, "not a time", Some(help));
@@ -276,6 +344,28 @@ rows = ["pay"]
     }
 
     #[test]
+    fn a_claim_holds_over_all_requests_or_is_answered_with_one() {
+        let claim = |sub: &str, obj: &str, act: &str| {
+            let act = if act.is_empty() { String::new() } else { format!("act = {act:?}\n") };
+            faults(&format!("[[never]]\nname = \"n\"\nsub = {sub:?}\nobj = {obj:?}\n{act}"))
+        };
+        assert_eq!(claim("spiffe://d/*", "secret/pay/no", ""), [""; 0], "a deny holds it");
+        assert_eq!(claim("spiffe://d/other", "secret/**", ""), [""; 0]);
+        assert_eq!(claim("spiffe://d/api", "secret/pay/**", "write"), [""; 0]);
+        assert_eq!(claim("spiffe://d/**", "secret/pay/**", "read").len(), 1);
+        assert_eq!(claim("spiffe://d/api", "secret/*/x", "").len(), 1);
+        for (sub, obj, act) in [
+            ("group:none", "secret/pay/**", ""),
+            ("spiffe://*/api", "secret/pay/**", ""),
+            ("api", "secret/pay/**", ""),
+            ("spiffe://d/api", "secrets/pay/**", ""),
+            ("spiffe://d/api", "secret/pay/**", "raed"),
+        ] {
+            assert!(!claim(sub, obj, act).is_empty(), "{sub} {obj} {act}");
+        }
+    }
+
+    #[test]
     fn a_case_that_cannot_fail_is_a_fault() {
         assert!(!faults("").is_empty() && !faults("# none\n").is_empty());
         for (from, to) in [
@@ -292,7 +382,7 @@ rows = ["pay"]
             ("[\"m\"]", "[\"n\"]"),
             ("[\"m\"]", "\"m\""),
             ("2026-06-01T00:00:00Z", "2026-06-01"),
-            ("[[case]]", "[[never]]"),
+            ("[[case]]", "[[never]]"), // a claim has no posture, no time and no outcome
         ] {
             assert!(GOOD.contains(from), "{from}");
             assert!(!faults(&GOOD.replace(from, to)).is_empty(), "{to}");
