@@ -28,7 +28,7 @@ use nix::sys::stat::{Mode, fstatat};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::cgroup::{Container, container_of, unit_of};
+use super::cgroup::{Container, container_of, sees_host_cgroups, unit_of};
 use super::exe::ExeDigests;
 use crate::model::{Digest, WorkloadFacts};
 
@@ -36,8 +36,6 @@ use crate::model::{Digest, WorkloadFacts};
 const PROC_MAX: u64 = 16 * 1024;
 /// The longest path that an entry can name.
 const PATH_MAX: usize = 1024;
-/// The initial cgroup namespace, the same number on every Linux (PROC_CGROUP_INIT_INO).
-const HOST_CGROUPS: &str = "cgroup:[4026531835]";
 
 /// Why a process could not be attested. Whoever can't is nobody.
 #[derive(Debug, thiserror::Error)]
@@ -392,14 +390,6 @@ fn unmapped(id: u32, kind: &str) -> bool {
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_534)
     };
     *narrow && id == overflow()
-}
-
-/// Cgroup paths mean something only where the agent sees the host's own tree.
-pub(super) fn sees_host_cgroups() -> bool {
-    static HOST: OnceLock<bool> = OnceLock::new();
-    *HOST.get_or_init(|| {
-        std::fs::read_link("/proc/self/ns/cgroup").is_ok_and(|ns| ns == Path::new(HOST_CGROUPS))
-    })
 }
 
 #[cfg(test)]

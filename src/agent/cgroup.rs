@@ -5,7 +5,13 @@
 //! systemd itself puts them, below slices, and only if nothing deeper looks like a unit too. In any
 //! doubt there is no unit, and no unit matches nothing.
 
+use std::path::Path;
+use std::sync::OnceLock;
+
 use crate::model::{Digest, is_pod_uid};
+
+/// The initial cgroup namespace, the same number on every Linux (PROC_CGROUP_INIT_INO).
+const HOST_CGROUPS: &str = "cgroup:[4026531835]";
 
 /// A unit's name, in bytes (systemd's own limit).
 const UNIT_MAX: usize = 255;
@@ -170,6 +176,14 @@ fn is_alike(segment: &str) -> bool {
 
 fn is_hex(text: Option<&str>) -> bool {
     text.is_some_and(|text| text.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Cgroup paths mean something only where the agent sees the host's own tree.
+pub(super) fn sees_host_cgroups() -> bool {
+    static HOST: OnceLock<bool> = OnceLock::new();
+    *HOST.get_or_init(|| {
+        std::fs::read_link("/proc/self/ns/cgroup").is_ok_and(|ns| ns == Path::new(HOST_CGROUPS))
+    })
 }
 
 #[cfg(test)]

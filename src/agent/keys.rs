@@ -12,17 +12,15 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
-use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
-};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
+use super::pair::Pair;
 use super::tpm::{TpmError, TpmKey, signing_key};
 use crate::model::DeviceId;
 use crate::wire::{HeldKey, take_up_held_keys};
@@ -92,34 +90,6 @@ impl KeyError {
             Self::Tpm(error) => error.hint(),
             _ => None,
         }
-    }
-}
-
-/// One P-256 key pair with its PKCS#8 form, wiped on drop.
-struct Pair {
-    signer: EcdsaKeyPair,
-    pkcs8: Zeroizing<Vec<u8>>,
-    spki: Box<[u8]>,
-}
-
-impl Pair {
-    fn generate() -> Result<Self, KeyError> {
-        let document =
-            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
-                .map_err(|_| KeyError::Crypto("make a key"))?;
-        Self::of_pkcs8(Zeroizing::new(document.as_ref().to_vec()))
-            .ok_or(KeyError::Crypto("read back its own key"))
-    }
-
-    fn of_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Option<Self> {
-        let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pkcs8).ok()?;
-        let spki: PublicKeyX509Der<'_> = signer.public_key().as_der().ok()?;
-        let spki = Box::from(spki.as_ref());
-        Some(Self { signer, pkcs8, spki })
-    }
-
-    fn private(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.to_vec()))
     }
 }
 

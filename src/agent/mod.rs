@@ -21,6 +21,7 @@ mod joining;
 mod keys;
 mod local;
 mod node;
+mod pair;
 mod process_facts;
 mod pushed;
 mod report;

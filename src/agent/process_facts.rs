@@ -10,7 +10,8 @@ use std::os::fd::AsRawFd as _;
 
 use nix::errno::Errno;
 
-use super::attest::{AttestError, Attested, PeerProcess, sees_host_cgroups};
+use super::attest::{AttestError, Attested, PeerProcess};
+use super::cgroup::sees_host_cgroups;
 use super::exe::ExeDigests;
 use crate::model::limits::FACT_TEXT_MAX;
 use crate::posture::{FactValue, Rank, Unknown};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use super::options::*;
+pub use super::policy_options::*;
 
 /// A zero-trust secret broker: identified, judged, allowed and written down before anything opens.
 #[derive(Debug, Parser)]

@@ -7,6 +7,7 @@ mod access;
 mod admin;
 mod args;
 mod backup;
+mod bench;
 mod broker;
 mod ca;
 mod doctor;
@@ -22,6 +23,7 @@ mod logs;
 mod options;
 mod output;
 mod policies;
+mod policy_options;
 mod policy_tools;
 mod posture;
 mod secrets;
@@ -76,7 +78,7 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
             Ok(())
         }
         Command::Config { action } => serve::config(action, output),
-        Command::Policy { action: args::PolicyAction::Check { dir, trust_domain } } => {
+        Command::Policy { action: policy_options::PolicyAction::Check { dir, trust_domain } } => {
             policies::check(&dir, trust_domain.as_deref(), output)
         }
         Command::Log { action: args::LogAction::Verify { dir, key } } => {
@@ -93,10 +95,10 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
         Command::Restore(options) => serve::restore(options, output),
         Command::Posture { action } if !posture::asks(&action) => posture::posture(action, output),
         Command::Bench { what: Some(BenchWhat::Posture), seconds, .. } => {
-            serve::bench_posture(seconds, output)
+            bench::posture(seconds, output)
         }
         Command::Bench { what: Some(BenchWhat::Push), agents, changes, .. } => {
-            serve::bench_push(agents, changes, output)
+            bench::push(agents, changes, output)
         }
         Command::Bench {
             what: Some(BenchWhat::Identity),
@@ -106,11 +108,11 @@ fn run(args: Args, output: &Output) -> Result<(), Fault> {
             seconds,
             rounds,
             ..
-        } => serve::bench_identity((agents, entries, changes), seconds, rounds, output),
+        } => bench::identity((agents, entries, changes), seconds, rounds, output),
         Command::Bench { seconds, rounds, shape, echo, ready_file, .. } => match (echo, ready_file)
         {
-            (Some(answer), Some(ready)) => serve::echo(answer, &ready, &access),
-            _ => serve::bench(seconds, rounds, shape.as_deref(), output),
+            (Some(answer), Some(ready)) => bench::echo(answer, &ready, &access),
+            _ => bench::requests(seconds, rounds, shape.as_deref(), output),
         },
         Command::Run(options) => workload::run(options, &access, output),
         Command::Device { action: args::DeviceAction::Facts { pid } } => facts::facts(pid, output),

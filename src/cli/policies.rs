@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::access::Access;
-use super::args::PolicyAction;
 use super::fault::Fault;
 use super::output::{Output, printable};
+use super::policy_options::PolicyAction;
 use super::secrets::unexpected;
 use crate::model::{Answer, Ask, Clock as _, Diagnostic, SecretValue, SystemClock, TrustDomain};
 use crate::policy::{Bundle, BundleFiles};

@@ -2,12 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::args::PolicyAction;
 use super::fault::Fault;
-use super::options::{PolicyFiles, PolicyFilesOption};
 use super::output::Output;
 use super::policies::built;
-use crate::model::{Action, did_you_mean};
+use super::policy_options::{PolicyAction, PolicyFiles, PolicyFilesOption};
+use crate::model::{Action, Clock as _, SystemClock, did_you_mean};
 use crate::policy::{Given, Lint, TooMany};
 
 /// Runs a command that needs no broker; `None` when this one does.
@@ -49,7 +48,7 @@ fn test(files: &PolicyFiles, output: &Output) -> Result<(), Fault> {
 
 fn lint(files: &PolicyFiles, output: &Output) -> Result<(), Fault> {
     let bundle = built(&files.dir, files.trust_domain.as_deref(), output)?;
-    let found = bundle.lint(time::OffsetDateTime::now_utc()).map_err(too_many)?;
+    let found = bundle.lint(SystemClock.now().wall()).map_err(too_many)?;
     for Lint { rule, row, line, message, example } in &found {
         let mut text = format!("policy.csv:{line}: {row}: {message} [{rule}]");
         if let Some(it) = example {

@@ -161,9 +161,10 @@ impl Names {
         out
     }
 
-    /// One name of it; what stays open ends.
+    /// One name of it; what stays open ends, but for a first word alone, which names nothing.
     pub(super) fn sample(&self) -> String {
-        let texts: Vec<String> = self.segments.iter().map(Segment::sample).collect();
+        let mut texts: Vec<String> = self.segments.iter().map(Segment::sample).collect();
+        texts.extend((self.open && texts.len() == 1).then(|| "x".to_owned()));
         texts.join("/")
     }
 

@@ -213,7 +213,7 @@ facts! {
     TPM_PRESENT "tpm.present" Bool Kernel Device steady &[],
         "/sys/class/tpm/tpm0";
     TPM_TIER "tpm.tier" Text Kernel Broker steady &[],
-        "the broker: what endorsed the evidence, `soft` or `tpm`";
+        "the broker: what holds the device key, `soft` (a file), `tpm` or `vtpm`";
     TPM_VERSION "tpm.version" Number Kernel Device steady &[],
         "/sys/class/tpm/tpm0/tpm_version_major";
     USER_MAX_USER_NAMESPACES "user.max_user_namespaces" Number Kernel Device steady &[],

@@ -61,7 +61,7 @@ impl Faults<'_> {
         let read = value.get_ref().as_str().and_then(parse_age);
         let fault = match read {
             None => "a duration is a whole number with s, m or h",
-            Some(age) if age < MAX_AGE_MIN => "evidence comes every 2 s at most: 3 s is the least",
+            Some(age) if age < MAX_AGE_MIN => "a device has 2 s to answer: 3 s is the least",
             Some(age) if age > MAX_AGE_MAX => "a week is the most",
             Some(_) => return read,
         };

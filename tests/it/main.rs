@@ -27,6 +27,7 @@ mod local_http;
 mod lost_answer;
 mod machines;
 mod matrix;
+mod policy_tools;
 mod postgres;
 mod posture;
 mod push;
