@@ -1,6 +1,6 @@
 //! Everything that the kernel says of one process, each with who vouches and why it is unknown.
 //!
-//! What entries select by comes from [`attest`](super::attest); the rest is read through the same
+//! What entries select by comes from `attest`; the rest is read through the same
 //! open `/proc/PID` directory, between two looks that found the same living program. It is a
 //! snapshot for people: a process may drop a capability a moment later. Nothing that the process
 //! writes itself (name, arguments, environment) is a fact.

@@ -1,5 +1,5 @@
 //! The tests that a bundle carries: `tests/*.toml`, run by Casbin each time the bundle is built; those of
-//! profiles by [`posture_cases`](super::posture_cases).
+//! profiles by `posture_cases`.
 //!
 //! A case that can't fail is a fault: an unknown field, a word that no policy knows, an allow that
 //! names no row. The rows that count must be exactly the rows that the case names.
