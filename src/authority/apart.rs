@@ -55,6 +55,17 @@ impl Authority {
         let Some(above) = &member.above else { return Ok(()) };
         let over = Above::read(above).map_err(AuthorityError::into_failure)?;
         let keys: HashSet<Digest> = over.keys().collect();
+        let own = &self.issuers().own_issuers;
+        let revoked = &mirror.authorities().map_err(AuthorityError::into_failure)?.revoked;
+        let was_ours = over.roots.iter().chain(&over.chain).any(|der| {
+            revoked.contains_key(&Digest::of(der)) // an authority is known by its certificate
+        });
+        if was_ours || keys.iter().any(|key| own.contains(key)) {
+            return Err(Failure::conflict(
+                "`[upstream]` holds an authority of this broker's own, or one that was revoked: \
+                 name only who stands above, or the old one would be trusted for ever",
+            ));
+        }
         for (admission, roots) in &self.methods.x509 {
             if roots.keys().any(|key| keys.contains(key)) {
                 return Err(Failure::conflict(format!(

@@ -36,6 +36,7 @@ impl Authority {
         let created = rfc3339(now.wall());
         let entry = Entry { id, draft: draft.clone(), epoch: 1, created };
         let wants_rs256 = draft.jwt_alg == TokenAlgorithm::Rs256;
+        fits(&self.mirror(), draft)?; // before a key is made for it
         let keys = if wants_rs256 { self.rs256_keys().await? } else { Vec::new() };
         let (revision, ()) = self
             .change(under, |mirror| {

@@ -74,7 +74,9 @@ impl Issuers {
         let roots: Vec<_> = all.iter().map(|ca| ca.root().clone()).collect();
         let mut published: Vec<CertificateDer<'static>> = Vec::new();
         for root in all.iter().flat_map(|ca| ca.published()) {
-            if !published.contains(root) {
+            // One of our own that was revoked is trusted no more, whatever a company's file holds.
+            let revoked = row.revoked.contains_key(&Digest::of(root));
+            if !revoked && !published.contains(root) {
                 published.push(root.clone());
             }
         }

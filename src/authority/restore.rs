@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::authorities::Member;
 use super::error::AuthorityError;
 use super::issuers::fresh;
 use super::mirror::{Mirror, Step};
@@ -126,7 +127,14 @@ impl Authority {
     /// When the store fails.
     pub async fn raise_epochs(&self, floor: &EpochFloor) -> Result<bool, AuthorityError> {
         let now = self.clock.now();
-        let fresh = match floor.authorities.contains(&self.root_digest()) {
+        let is_revoked = |id: &Digest| floor.authorities.contains(id);
+        let members = self.mirror().authorities()?.members.clone();
+        let coming = |it: &Member| it.state == AuthorityState::Prepared && !is_revoked(&it.id);
+        let fresh = match is_revoked(&self.root_digest()) {
+            true if members.iter().any(coming) => {
+                tracing::error!("the authority that was to sign is revoked: the prepared one does");
+                None
+            }
             true => {
                 tracing::error!("the authority that was to sign is revoked: another one signs now");
                 Some(

@@ -445,6 +445,51 @@ async fn a_revoked_one_that_was_to_sign_is_followed_by_one_below_the_same_compan
 }
 
 #[tokio::test]
+async fn a_prepared_one_follows_without_the_companys_key() {
+    let room = Room::new().await;
+    let (root, issuing) = company(at(&room));
+    let (read, there) = reader(&root, &issuing);
+    let room = room.below(read);
+    step(&room, PREPARE).await.unwrap();
+    let floor =
+        EpochFloor { authorities: [room.authority.root_digest()].into(), ..EpochFloor::default() };
+    *there.lock().unwrap() = false;
+    assert!(room.authority.raise_epochs(&floor).await.unwrap());
+    assert_eq!(room.authority.bundle_document().x509_roots(), [root.der]);
+}
+
+#[tokio::test]
+async fn an_authority_of_ours_is_never_published_as_one_above_us() {
+    let room = Room::new().await;
+    let (root, issuing) = company(at(&room));
+    let own = room.authority.bundle_document().x509_roots()[0].clone();
+    let (chain, key) = (vec![issuing.der.clone()], issuing.key.serialize_der());
+    let both = move || {
+        Ok(UpstreamFiles {
+            certificates: chain.clone(),
+            key: PrivatePkcs8KeyDer::from(key.clone()).into(),
+            roots: vec![root.der.clone(), own.clone()],
+            life: 90 * DAY,
+        })
+    };
+    let both: ReadUpstream = Arc::new(both);
+    let room = room.below(both.clone());
+    let living = step(&room, PREPARE).await.unwrap_err();
+    assert!(living.hint.unwrap().contains("an authority of this broker's own"));
+    // The same once it is revoked: another one signs, and the old root stands in the file only.
+    let own = room.authority.root_digest();
+    let other = Company::root(&rcgen::PKCS_ECDSA_P256_SHA256, Company::params("Two", at(&room)));
+    let below = other.below(&rcgen::PKCS_ECDSA_P256_SHA256, Company::params("It", at(&room)));
+    let room = room.below(reader(&other, &below).0);
+    step(&room, PREPARE).await.unwrap();
+    step(&room, FORCED).await.unwrap();
+    step(&room, CaStep::Revoke { id: own, force: true }).await.unwrap();
+    let room = room.below(both);
+    let revoked = step(&room, PREPARE).await.unwrap_err();
+    assert!(revoked.hint.unwrap().contains("or one that was revoked"));
+}
+
+#[tokio::test]
 async fn an_old_one_that_has_ended_leaves_before_others_do() {
     let room = Room::new().await;
     let (root, issuing) = company(at(&room));

@@ -80,13 +80,6 @@ impl Rates {
 
     /// Takes one request out of the caller's bucket; `false` when it is empty.
     pub fn request(&self, caller: &Caller, source: Option<Source>, ask: &Ask, now: Moment) -> bool {
-        if caller.is_foreign() {
-            // First of all: whoever mints callers must not fill the map with them.
-            let domain = Key::Domain(caller.id().trust_domain().clone());
-            if !self.take(domain, now, limits::DOMAIN_RATE) {
-                return false;
-            }
-        }
         let (bucket, rate) = match ask {
             _ if caller.standing() != Standing::Live => (Bucket::Dead, self.denials_per_second),
             Ask::Report { .. } => (Bucket::Reports, limits::REPORT_RATE),
@@ -94,7 +87,22 @@ impl Rates {
             ask if ask.is_own() => (Bucket::Own, limits::OWN_RATE),
             _ => (Bucket::Requests, self.per_second),
         };
-        self.take(key(caller, source, bucket), now, rate)
+        let own = key(caller, source, bucket);
+        if caller.is_foreign() {
+            // What its own rate refuses costs its domain nothing; but the domain's comes before a
+            // place for it, or whoever mints callers would fill the map with them.
+            let domain = Key::Domain(caller.id().trust_domain().clone());
+            if self.is_empty(&own, now, rate) || !self.take(domain, now, limits::DOMAIN_RATE) {
+                return false;
+            }
+        }
+        self.take(own, now, rate)
+    }
+
+    /// Whether a bucket that is known has nothing left.
+    fn is_empty(&self, key: &Key, now: Moment, rate: u32) -> bool {
+        let buckets = self.full_at.lock().unwrap_or_else(|broken| broken.into_inner());
+        buckets.get(key).is_some_and(|full_at| after_one(*full_at, now, rate).is_none())
     }
 
     /// Takes one denial out of the caller's bucket; `false` when it is empty.
@@ -103,7 +111,6 @@ impl Rates {
     }
 
     fn take(&self, key: Key, now: Moment, rate: u32) -> bool {
-        let step = Duration::from_secs(1).checked_div(rate).unwrap_or(Duration::MAX);
         let mut buckets = self.full_at.lock().unwrap_or_else(|broken| broken.into_inner());
         if buckets.len() >= limits::CALLERS_WATCHED && !buckets.contains_key(&key) {
             // Whoever owes nothing any more is forgotten; if all owe, nobody new gets in.
@@ -113,13 +120,17 @@ impl Rates {
             }
         }
         let full_at = buckets.entry(key).or_default();
-        let next = (*full_at).max(now.boot()).saturating_add(step);
-        if next.saturating_sub(now.boot()) > Duration::from_secs(1) {
-            return false;
-        }
+        let Some(next) = after_one(*full_at, now, rate) else { return false };
         *full_at = next;
         true
     }
+}
+
+/// When a bucket would be empty of debt with one more in it; `None` where that is too far away.
+fn after_one(full_at: Duration, now: Moment, rate: u32) -> Option<Duration> {
+    let step = Duration::from_secs(1).checked_div(rate).unwrap_or(Duration::MAX);
+    let next = full_at.max(now.boot()).saturating_add(step);
+    (next.saturating_sub(now.boot()) <= Duration::from_secs(1)).then_some(next)
 }
 
 fn key(caller: &Caller, source: Option<Source>, bucket: Bucket) -> Key {
@@ -188,6 +199,9 @@ mod tests {
         assert!(ask("spiffe://corp.example/a", false));
         let watched = rates.full_at.lock().unwrap().len();
         assert!(watched < taken + 5, "what was refused takes no place: {watched}");
+        let loud = (0..20_000).filter(|_| ask("spiffe://loud.example/a", true)).count();
+        assert_eq!(loud, 500);
+        assert!(ask("spiffe://loud.example/b", true), "one that is loud starves its domain not");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(super) struct AltNames<'a> {
     pub(super) uris: usize,
     /// The last of them.
     pub(super) uri: &'a [u8],
+    /// One of them is a SPIFFE ID, well formed or not.
+    pub(super) spiffe: bool,
 }
 
 /// basicConstraints.
@@ -186,11 +188,17 @@ fn serial(content: &[u8]) -> Option<Serial> {
 /// GeneralNames (RFC 5280 §4.2.1.6).
 fn alt_names(critical: bool, value: &[u8]) -> Option<AltNames<'_>> {
     const URI: u8 = 0x86;
+    const SPIFFE: &[u8] = b"spiffe:";
     let mut names = Reader::new(der::sole(der::SEQUENCE, value)?);
-    let mut read = AltNames { critical, uris: 0, uri: &[] };
+    let mut read = AltNames { critical, uris: 0, uri: &[], spiffe: false };
     while !names.is_empty() {
         match names.value()? {
-            (URI, uri) => read = AltNames { uris: read.uris.checked_add(1)?, uri, ..read },
+            (URI, uri) => {
+                let scheme = uri.get(..SPIFFE.len());
+                let spiffe = scheme.is_some_and(|start| start.eq_ignore_ascii_case(SPIFFE));
+                let uris = read.uris.checked_add(1)?;
+                read = AltNames { uris, uri, spiffe: read.spiffe || spiffe, ..read };
+            }
             // otherName, x400Address, directoryName, ediPartyName; the others are primitive.
             (0xa0 | 0xa3 | 0xa4 | 0xa5 | 0x81 | 0x82 | 0x87 | 0x88, _) => {}
             _ => return None,

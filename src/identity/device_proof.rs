@@ -55,6 +55,9 @@ pub enum DeviceProofError {
     /// The certificate signs others.
     #[error("the certificate is an authority's, not a device's")]
     Authority,
+    /// It names a SPIFFE ID: whoever has an SVID, of whatever domain, is a workload and no machine.
+    #[error("the certificate is an SVID, not a device's")]
+    Svid,
     /// keyUsage without digitalSignature, or extendedKeyUsage without client authentication.
     #[error("the certificate is not one for client authentication")]
     Purpose,
@@ -89,6 +92,7 @@ impl DeviceProofError {
             Self::KeyKind => "key_kind",
             Self::Signature => "signature",
             Self::Authority => "authority",
+            Self::Svid => "svid",
             Self::Purpose => "purpose",
             Self::NotYet => "not_yet",
             Self::Expired => "expired",
@@ -299,6 +303,9 @@ impl DeviceRoots {
         if leaf.constraints.is_some_and(|it| it.authority) {
             return Err(E::Authority);
         }
+        if leaf.alt_names.is_some_and(|names| names.spiffe) {
+            return Err(E::Svid);
+        }
         if leaf.key_usage.is_some_and(|usage| usage.cert_sign || !usage.digital_signature) {
             return Err(E::Purpose);
         }
@@ -381,7 +388,7 @@ fn rule(error: Error) -> DeviceProofError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::draft::{CLIENT_AUTH, CODE_SIGNING, Der, SERVER_AUTH};
+    use crate::identity::draft::{CLIENT_AUTH, CODE_SIGNING, Der, SERVER_AUTH, URI};
     use crate::identity::vectors::{Authority, Draft, NOW, tlv};
     use proptest::prelude::*;
     use rcgen::{KeyPair, PublicKeyData, SignatureAlgorithm};
@@ -489,6 +496,24 @@ mod tests {
         let text = device_statement(&EXPORTER, SPKI, &domain(), b"");
         assert!(text.starts_with(&PADDING) && !text[64..].starts_with(b"TLS 1.3"));
         assert_eq!(text.len(), 64 + CONTEXT.len() + 4 * 32);
+    }
+
+    #[test]
+    fn an_svid_of_whatever_domain_makes_nobody_a_device() {
+        let named = |names: &[&str]| {
+            let names = names.iter().map(|name| (URI, name.as_bytes().to_vec())).collect();
+            answer(move |draft: &mut Draft| draft.names = names)
+        };
+        let svid = Err(DeviceProofError::Svid);
+        assert_eq!(
+            named(&["spiffe://corp.example/doorward/agent/x"]),
+            svid,
+            "ours, revoked or not"
+        );
+        assert_eq!(named(&["spiffe://partner.example/w"]), svid);
+        assert_eq!(named(&["spiffe://corp.example/w", "urn:device:1"]), svid);
+        assert_eq!(named(&["SPIFFE://corp.example/w"]), svid);
+        assert_eq!(named(&["urn:spiffe:1", "https://corp.example/spiffe:"]), Ok(()));
     }
 
     #[test]
