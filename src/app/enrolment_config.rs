@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::config::Reader;
 use crate::identity::{is_token_text, service_account};
 use crate::model::limits::{AGENT_TTL, AGENT_TTL_MIN, ENROL_METHODS_MAX, SERVICE_ACCOUNTS_MAX};
-use crate::model::{DeviceClass, TpmTier, did_you_mean};
+use crate::model::{DeviceClass, EkKind, TpmTier, did_you_mean};
 
 /// A method's name, in bytes.
 const NAME_MAX: usize = 32;
@@ -32,6 +32,8 @@ pub struct TpmConfig {
     pub name: String,
     /// Their makers' certificates, PEM; a relative path lies in the broker's directory.
     pub roots: Option<PathBuf>,
+    /// The kind of the keys that are taken under them.
+    pub key: Option<EkKind>,
     /// The file of single endorsement keys' digests, one a line; likewise.
     pub endorsement_keys: Option<PathBuf>,
     /// What stands behind them.
@@ -106,6 +108,8 @@ impl EnrolmentConfig {
         for it in &self.tpm {
             text += &common("tpm", &it.name, &it.class, it.ttl_s);
             text += &format!("tier = {}\n", quoted(it.tier.word()));
+            let key = it.key.map(|key| format!("key = {}\n", quoted(key.word())));
+            text += &key.unwrap_or_default();
             let files = [("roots", &it.roots), ("endorsement_keys", &it.endorsement_keys)];
             for (key, path) in files.iter().filter_map(|(key, path)| Some((key, (*path).as_ref()?)))
             {
@@ -163,7 +167,7 @@ impl Reader<'_> {
     }
 
     fn tpm(&mut self, value: &Spanned<DeValue<'_>>) -> Option<TpmConfig> {
-        let known = ["name", "class", "ttl_s", "tier", "roots", "endorsement_keys"];
+        let known = ["name", "class", "ttl_s", "tier", "roots", "key", "endorsement_keys"];
         let table = self.table(value, &known)?;
         let common = self.common(value, table);
         let mut path = |name| {
@@ -177,6 +181,10 @@ impl Reader<'_> {
             true => self.needed(value, table, "tier", TpmTier::parse),
             false => Some(TpmTier::Tpm),
         };
+        let key = match table.contains_key("roots") || table.contains_key("key") {
+            true => Some(self.needed(value, table, "key", EkKind::parse)?),
+            false => None,
+        };
         let ((name, class, ttl_s), roots, endorsement_keys, tier) =
             (common?, roots?, endorsement_keys?, tier?);
         if roots.is_none() && endorsement_keys.is_none() {
@@ -184,7 +192,7 @@ impl Reader<'_> {
             self.fault(value.span(), message, None);
             return None;
         }
-        Some(TpmConfig { name, roots, endorsement_keys, tier, class, ttl_s })
+        Some(TpmConfig { name, roots, key, endorsement_keys, tier, class, ttl_s })
     }
 
     fn kubernetes(&mut self, value: &Spanned<DeValue<'_>>) -> Option<KubernetesConfig> {
@@ -248,6 +256,7 @@ impl Reader<'_> {
             "name" => "1 to 32 of a-z 0-9 -",
             "class" => "a device class, and not `person`",
             "roots" => "the file of root certificates, PEM",
+            "key" => "the kind of the endorsement keys: `p256`, `p384` or `rsa2048`",
             "tier" => "`tpm`, or `vtpm` where a hypervisor stands behind it",
             "endorsement_keys" => "the file of endorsement keys' digests, one a line",
             "jwks" => "the file of the cluster's key set, as at /openid/v1/jwks",
@@ -301,14 +310,16 @@ mod tests {
                         service_accounts = [\"doorward/agent\", \"kube-system/agent\"]\n";
 
     const TPM: &str = "[[enrolment.tpm]]\nname = \"chips\"\nclass = \"server\"\n\
-                       tier = \"vtpm\"\nroots = \"makers.pem\"\nendorsement_keys = \"ek.txt\"\n";
+                       tier = \"vtpm\"\nroots = \"makers.pem\"\nkey = \"p384\"\nendorsement_keys = \"ek.txt\"\n";
 
     #[test]
     fn machines_with_a_tpm_are_let_in_by_roots_or_by_name() {
         let read = parse(TPM).unwrap().tpm.remove(0);
-        assert_eq!((read.tier, read.ttl_s), (TpmTier::Vtpm, None));
+        assert_eq!((read.tier, read.key, read.ttl_s), (TpmTier::Vtpm, Some(EkKind::P384), None));
         assert_eq!(read.endorsement_keys, Some("ek.txt".into()));
-        let plain = TPM.replace("tier = \"vtpm\"\n", "").replace("roots = \"makers.pem\"\n", "");
+        let plain = TPM
+            .replace("tier = \"vtpm\"\n", "")
+            .replace("roots = \"makers.pem\"\nkey = \"p384\"\n", "");
         let plain = parse(&plain).unwrap().tpm.remove(0);
         assert_eq!((plain.tier, plain.roots), (TpmTier::Tpm, None));
         let whole = BrokerConfig::parse("broker.toml", &format!("{BASE}{BOTH}{TPM}")).unwrap();
@@ -316,9 +327,15 @@ mod tests {
         assert_eq!((again.methods.tpm.len(), &again), (1, &whole));
         for (from, to, want) in [
             ("\"vtpm\"", "\"soft\"", "`tier` is `tpm`"),
+            ("key = \"p384\"\n", "", "`key`"),
+            ("\"p384\"", "\"p521\"", "`key` is the kind"),
             ("\"makers.pem\"", "\"\"", "`roots` is the file"),
             ("\"ek.txt\"", "7", "`endorsement_keys` is text in quotes"),
-            ("roots = \"makers.pem\"\nendorsement_keys = \"ek.txt\"\n", "", "needs `roots`"),
+            (
+                "roots = \"makers.pem\"\nkey = \"p384\"\nendorsement_keys = \"ek.txt\"\n",
+                "",
+                "needs `roots`",
+            ),
             ("tier = ", "teir = ", "unknown key `teir`"),
         ] {
             assert!(TPM.contains(from), "{from}");

@@ -56,6 +56,12 @@ pub enum MethodFault {
     /// Its certificates are no makers of TPMs.
     #[error(transparent)]
     Makers(#[from] EkRootsError),
+    /// One TPM would be two devices.
+    #[error(
+        "the method `{0}` has one of these roots too, with another `key`: one TPM would be two \
+         devices; use one kind"
+    )]
+    TwoKinds(String),
     /// A line of it is no digest, or there is none, or too many.
     #[error(
         "its line {0} is not one of 1 to {EK_LIST_MAX} SHA-256 digests in lower-case hexadecimal"
@@ -119,6 +125,11 @@ pub fn read_methods(
     }
     for it in &config.tpm {
         let tpm = tpm(dir, it, &is_own)?;
+        let other = methods.tpm.iter().find(|(_, other)| other.is_two_with(&tpm));
+        if let Some((other, _)) = other {
+            let path = it.roots.clone().unwrap_or_default();
+            return Err(failed(&it.name, path, MethodFault::TwoKinds(other.name.clone())));
+        }
         let (name, class) = (it.name.clone(), it.class.clone());
         methods.tpm.push((Admission { name, class, ttl_s: it.ttl_s }, tpm));
     }
@@ -146,7 +157,7 @@ fn tpm(
         read.map_err(|fault| failed(&config.name, path, fault))
     });
     let (roots, keys) = (roots.transpose()?, keys.transpose()?.unwrap_or_default());
-    Ok(TpmMethod { roots, keys, tier: config.tier })
+    Ok(TpmMethod { roots: roots.zip(config.key), keys, tier: config.tier })
 }
 
 /// Digests, one a line; empty lines and what follows `#` say nothing.

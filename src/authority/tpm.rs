@@ -17,15 +17,16 @@ use super::methods::{Admission, Brought};
 use super::room::Authority;
 use crate::identity::{Caller, CallerKind};
 use crate::model::{
-    Digest, EnrolBy, EnrolledBy, Moment, Proven, SecretValue, Shown, TpmTier, TrustDomain,
+    Digest, EkKind, EnrolBy, EnrolledBy, Moment, Proven, SecretValue, Shown, TpmTier, TrustDomain,
 };
 use crate::posture::tpm::{Certified, Credential, EkError, EkRoots, TpmProof};
 
 /// One set of TPMs that are let in.
 #[derive(Debug, Clone)]
 pub struct TpmMethod {
-    /// Those that a maker under these roots has certified.
-    pub roots: Option<EkRoots>,
+    /// Those that a maker under these roots has certified, by their keys of one kind: of several
+    /// kinds one TPM would be as many devices.
+    pub roots: Option<(EkRoots, EkKind)>,
     /// Those of these endorsement keys: SHA-256 of the SubjectPublicKeyInfo.
     pub keys: BTreeSet<Digest>,
     /// What stands behind them.
@@ -33,11 +34,22 @@ pub struct TpmMethod {
 }
 
 impl TpmMethod {
+    /// Whether one TPM could come in by both, with a key of another kind each.
+    pub fn is_two_with(&self, other: &Self) -> bool {
+        let (Some((roots, kind)), Some((others, other))) = (&self.roots, &other.roots) else {
+            return false;
+        };
+        kind != other && roots.keys().any(|key| others.keys().any(|it| it == key))
+    }
+
     fn takes(&self, it: &Certified, proof: &TpmProof, now: Moment) -> Result<(), EkError> {
         if self.keys.contains(&Digest::of(&it.ek.spki())) {
             return Ok(());
         }
-        let Some(roots) = &self.roots else { return Err(EkError::Missing) };
+        let Some((roots, kind)) = &self.roots else { return Err(EkError::Missing) };
+        if it.ek.key().kind() != *kind {
+            return Err(EkError::Missing);
+        }
         let chain: Vec<_> =
             proof.certificate.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
         roots.verify(&it.ek, &chain, now)

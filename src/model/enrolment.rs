@@ -56,6 +56,34 @@ impl TpmTier {
     }
 }
 
+/// The kinds of endorsement keys. A maker may certify several of one TPM, each of which would be a
+/// device of its own, so a method takes one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EkKind {
+    /// A point of P-256.
+    P256,
+    /// A point of P-384.
+    P384,
+    /// RSA of 2048 bits.
+    Rsa2048,
+}
+
+impl EkKind {
+    /// Its word in files.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::P256 => "p256",
+            Self::P384 => "p384",
+            Self::Rsa2048 => "rsa2048",
+        }
+    }
+
+    /// The kind of a word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::P256, Self::P384, Self::Rsa2048].into_iter().find(|kind| kind.word() == word)
+    }
+}
+
 /// A device whose key is held by a TPM: its id is not the digest of that key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resident {

@@ -47,7 +47,7 @@ pub use device_summary::DeviceSummary;
 pub use diagnostic::{Diagnostic, did_you_mean};
 pub use duty::{DutyChanges, PendingAgent, Since};
 pub use endpoint::{Endpoint, EndpointProfile, EndpointUrl, EndpointUrlError};
-pub use enrolment::{EnrolBy, EnrolledBy, Proven, Resident, Shown, TpmTier};
+pub use enrolment::{EkKind, EnrolBy, EnrolledBy, Proven, Resident, Shown, TpmTier};
 pub use entry::{
     Entry, EntryDraft, EntryError, RetractedSvid, Selector, TokenAlgorithm, WorkloadFacts,
     is_pod_uid,

@@ -5,6 +5,7 @@
 //! It speaks of the rows. The built-in rules by which everyone renews and reports what is its own
 //! are not rows, and profiles count as independent of each other.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use super::names::Names;
@@ -12,10 +13,26 @@ use super::region::{Actions, Region};
 use super::rows::{Row, RuleSet, Subject};
 use crate::model::limits::REGIONS_MAX;
 
-/// The answer has more parts than anybody could read.
+/// The answer has more parts than anybody could read, or takes too many steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the answer has over {REGIONS_MAX} parts: ask about less at once")]
+#[error("the answer has over {REGIONS_MAX} parts or takes too long: ask about less at once")]
 pub struct TooMany;
+
+/// Steps that may still be taken: comparisons of two regions.
+#[derive(Debug)]
+pub struct Steps(Cell<u64>);
+
+impl Steps {
+    /// So many.
+    pub fn new(most: u64) -> Self {
+        Self(Cell::new(most))
+    }
+
+    fn take(&self) -> Result<(), TooMany> {
+        self.0.set(self.0.get().checked_sub(1).ok_or(TooMany)?);
+        Ok(())
+    }
+}
 
 /// What one row covers for one of its subjects.
 #[derive(Debug)]
@@ -31,11 +48,12 @@ pub(super) struct Access<'s> {
     pub(super) set: &'s RuleSet,
     allows: Parts,
     denies: Parts,
+    steps: &'s Steps,
 }
 
 impl<'s> Access<'s> {
     /// Of these rows; `profiles` are the names of the profiles, in order of position.
-    pub(super) fn new(set: &'s RuleSet, profiles: &[String]) -> Self {
+    pub(super) fn new(set: &'s RuleSet, profiles: &[String], steps: &'s Steps) -> Self {
         let (mut allows, mut denies) = (Parts::default(), Parts::default());
         let members = members(set);
         for (at, row) in set.rows.iter().enumerate() {
@@ -45,7 +63,7 @@ impl<'s> Access<'s> {
                 parts.add(Part { row: at, region });
             }
         }
-        Self { set, allows, denies }
+        Self { set, allows, denies, steps }
     }
 
     /// What is given within a region, by row.
@@ -56,7 +74,7 @@ impl<'s> Access<'s> {
         let mut out = Vec::new();
         for allow in self.allows.near(within) {
             let Some(region) = allow.region.and(within) else { continue };
-            let left = less(vec![region], &self.denies)?;
+            let left = self.less(vec![region], &self.denies, None)?;
             out.extend(left.into_iter().map(|region| Part { row: allow.row, region }));
             bounded(out.len())?;
         }
@@ -71,10 +89,10 @@ impl<'s> Access<'s> {
         let mut out = Vec::new();
         for allow in &self.allows.all {
             // No allow gave it before, or a deny took it away then; and no deny does so now.
-            let mut fresh = less(vec![allow.region.clone()], &before.allows)?;
+            let mut fresh = self.less(vec![allow.region.clone()], &before.allows, None)?;
             let denied = before.denies.near(&allow.region);
             fresh.extend(denied.filter_map(|deny| deny.region.and(&allow.region)));
-            let left = less(fresh, &self.denies)?;
+            let left = self.less(fresh, &self.denies, None)?;
             out.extend(left.into_iter().map(|region| Part { row: allow.row, region }));
             bounded(out.len())?;
         }
@@ -90,14 +108,14 @@ impl<'s> Access<'s> {
         let allow = self.set.rows.get(row).is_some_and(|row| row.allow);
         let own = if allow { &self.allows } else { &self.denies };
         let mut out = Vec::new();
-        for part in own.all.iter().filter(|part| part.row == row) {
+        for part in own.of_row(row) {
             let mut left = vec![part.region.clone()];
             if !allow {
                 let taken = self.allows.near(&part.region);
                 left = taken.filter_map(|given| given.region.and(&part.region)).collect();
             }
             for other in [&self.denies, own] {
-                left = less_but(left, other, row)?;
+                left = self.less(left, other, Some(row))?;
             }
             out.extend(left);
             bounded(out.len())?;
@@ -107,28 +125,74 @@ impl<'s> Access<'s> {
 
     /// What a row covers for the first of its subjects.
     pub(super) fn first_of(&self, row: usize) -> Option<&Region> {
-        let parts = self.allows.all.iter().chain(&self.denies.all);
-        parts.filter(|part| part.row == row).map(|part| &part.region).next()
+        let parts = self.allows.of_row(row).chain(self.denies.of_row(row));
+        parts.map(|part| &part.region).next()
     }
 
     /// One row that alone covers all of another: a deny, or else a row of the same effect.
-    pub(super) fn shadow_of(&self, row: usize) -> Option<&'s Row> {
-        let set = self.set;
-        let allow = set.rows.get(row)?.allow;
+    ///
+    /// # Errors
+    /// When that takes too many steps.
+    pub(super) fn shadow_of(&self, row: usize) -> Result<Option<&'s Row>, TooMany> {
+        let Some(first) = self.first_of(row) else { return Ok(None) };
+        let allow = self.set.rows.get(row).is_some_and(|row| row.allow);
         let own = if allow { &self.allows } else { &self.denies };
-        let covers = |other: usize| {
-            let parts = || own.all.iter().filter(|part| part.row == row);
-            let by = |region: &Region| {
-                let denies = self.denies.all.iter().chain(own.all.iter());
-                let mut denies = denies.filter(|part| part.row == other);
-                denies.any(|part| region.less(&part.region).is_empty())
-            };
-            parts().all(|part| by(&part.region))
-        };
-        let others = (0..set.rows.len()).filter(|other| *other != row);
-        let mut denies_first: Vec<usize> = others.collect();
-        denies_first.sort_by_key(|other| set.rows.get(*other).is_none_or(|row| row.allow));
-        denies_first.into_iter().find(|other| covers(*other)).and_then(|at| set.rows.get(at))
+        let mut seen = None;
+        for near in self.denies.near(first).chain(own.near(first)) {
+            if near.row == row || seen == Some(near.row) {
+                continue;
+            }
+            seen = Some(near.row);
+            if self.covers(near.row, row)? {
+                return Ok(self.set.rows.get(near.row));
+            }
+        }
+        Ok(None)
+    }
+
+    fn covers(&self, by: usize, row: usize) -> Result<bool, TooMany> {
+        for part in self.allows.of_row(row).chain(self.denies.of_row(row)) {
+            let mut covered = false;
+            for other in self.denies.of_row(by).chain(self.allows.of_row(by)) {
+                self.steps.take()?;
+                covered |= part.region.less(&other.region).is_empty();
+            }
+            if !covered {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The regions less all parts but those of one row.
+    fn less(
+        &self,
+        regions: Vec<Region>,
+        parts: &Parts,
+        but: Option<usize>,
+    ) -> Result<Vec<Region>, TooMany> {
+        let mut out = Vec::new();
+        for region in regions {
+            let mut left = vec![region.clone()];
+            for part in parts.near(&region).filter(|part| Some(part.row) != but) {
+                let mut rest = Vec::with_capacity(left.len());
+                for piece in left {
+                    self.steps.take()?;
+                    match piece.and(&part.region) {
+                        None => rest.push(piece),
+                        Some(_) => rest.extend(piece.less(&part.region)),
+                    }
+                }
+                left = rest;
+                bounded(left.len())?;
+                if left.is_empty() {
+                    break;
+                }
+            }
+            out.extend(left);
+            bounded(out.len())?;
+        }
+        Ok(out)
     }
 }
 
@@ -138,6 +202,7 @@ struct Parts {
     all: Vec<Part>,
     under: HashMap<(String, String), Vec<usize>>,
     anywhere: Vec<usize>,
+    rows: HashMap<usize, Vec<usize>>,
 }
 
 fn place(region: &Region) -> Option<(String, String)> {
@@ -152,7 +217,14 @@ impl Parts {
             Some(place) => self.under.entry(place).or_default().push(at),
             None => self.anywhere.push(at),
         }
+        self.rows.entry(part.row).or_default().push(at);
         self.all.push(part);
+    }
+
+    /// Those of one row.
+    fn of_row(&self, row: usize) -> impl Iterator<Item = &Part> {
+        let at = self.rows.get(&row).into_iter().flatten();
+        at.filter_map(|at| self.all.get(*at))
     }
 
     /// Those that can have something in common with a region, in order of the file.
@@ -171,28 +243,6 @@ impl Parts {
 
 fn bounded(count: usize) -> Result<(), TooMany> {
     if count > REGIONS_MAX { Err(TooMany) } else { Ok(()) }
-}
-
-fn less(regions: Vec<Region>, parts: &Parts) -> Result<Vec<Region>, TooMany> {
-    less_but(regions, parts, usize::MAX)
-}
-
-/// The regions less all parts but those of one row.
-fn less_but(regions: Vec<Region>, parts: &Parts, but: usize) -> Result<Vec<Region>, TooMany> {
-    let mut out = Vec::new();
-    for region in regions {
-        let mut left = vec![region.clone()];
-        for part in parts.near(&region).filter(|part| part.row != but) {
-            left = left.iter().flat_map(|piece| piece.less(&part.region)).collect();
-            bounded(left.len())?;
-            if left.is_empty() {
-                break;
-            }
-        }
-        out.extend(left);
-        bounded(out.len())?;
-    }
-    Ok(out)
 }
 
 /// The patterns that belong to each group, through any number of groups.
@@ -372,7 +422,8 @@ mod tests {
             text in rows(), (sub, obj, act, post, now) in request(),
         ) {
             let set = parse(&text, &profiles()).unwrap();
-            let access = Access::new(&set, &profiles());
+            let steps = Steps::new(u64::MAX);
+            let access = Access::new(&set, &profiles(), &steps);
             let request = Request { sub: &sub, obj: &obj, act, post: &post, now };
             let (allowed, _) = evaluate(&set, &request);
             let given = access.given(&point(&request)).unwrap();
@@ -391,7 +442,9 @@ mod tests {
             let (before, after) = (
                 parse(&before, &profiles()).unwrap(), parse(&after, &profiles()).unwrap(),
             );
-            let (old, new) = (Access::new(&before, &profiles()), Access::new(&after, &profiles()));
+            let steps = Steps::new(u64::MAX);
+            let old = Access::new(&before, &profiles(), &steps);
+            let new = Access::new(&after, &profiles(), &steps);
             let gained = new.gained(&old).unwrap();
             for part in &gained {
                 let witness = part.region.witness(&profiles());
@@ -408,7 +461,8 @@ mod tests {
         #[test]
         fn a_row_without_effect_can_go(text in rows(), (sub, obj, act, post, now) in request()) {
             let set = parse(&text, &profiles()).unwrap();
-            let access = Access::new(&set, &profiles());
+            let steps = Steps::new(u64::MAX);
+            let access = Access::new(&set, &profiles(), &steps);
             let request = Request { sub: &sub, obj: &obj, act, post: &post, now };
             for at in 0..set.rows.len() {
                 let line = format!("p, {},", set.rows[at].id());

@@ -4,14 +4,14 @@
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::access::{Access, Part, TooMany, about, members};
+use super::access::{Access, Part, Steps, TooMany, about, members};
 use super::bundle::Bundle;
 use super::files::POSTURE;
 use super::pattern::{ANY, UNBOUNDED};
 use super::region::{Actions, Region, Witness};
 use super::rows::{Row, RuleSet, Subject};
 use super::values;
-use crate::model::limits::PROFILES_MAX;
+use crate::model::limits::{PROFILES_MAX, QUESTION_STEPS};
 use crate::model::{Action, rfc3339};
 
 /// A part of what a policy gives.
@@ -112,7 +112,8 @@ impl Bundle {
         let subjects = patterns(set, sub).ok_or_else(|| {
             AskedWrong::Subject(sub.to_owned(), "no row and no member has this group".to_owned())
         })?;
-        let access = Access::new(set, self.names());
+        let steps = Steps::new(QUESTION_STEPS);
+        let access = Access::new(set, self.names(), &steps);
         let mut out = Vec::new();
         for sub in subjects {
             let parts = access.given(&about(sub, obj, act))?;
@@ -129,8 +130,9 @@ impl Bundle {
     pub fn gained_over(&self, before: &Self) -> Result<Vec<Given>, TooMany> {
         let mut profiles = self.names().to_vec();
         profiles.extend(before.names().iter().filter(|name| !self.names().contains(name)).cloned());
-        let new = Access::new(&self.rules().set, &profiles);
-        let old = Access::new(&before.rules().set, &profiles);
+        let steps = Steps::new(QUESTION_STEPS);
+        let new = Access::new(&self.rules().set, &profiles, &steps);
+        let old = Access::new(&before.rules().set, &profiles, &steps);
         let parts = new.gained(&old)?;
         Ok(parts.iter().map(|part| given(&self.rules().set, part, &profiles)).collect())
     }
@@ -152,7 +154,8 @@ impl Bundle {
     /// When what a row does has too many parts.
     pub fn lint(&self, now: OffsetDateTime) -> Result<Vec<Lint>, TooMany> {
         let set = &self.rules().set;
-        let access = Access::new(set, self.names());
+        let steps = Steps::new(QUESTION_STEPS);
+        let access = Access::new(set, self.names(), &steps);
         let now = rfc3339(now);
         let mut out = Vec::new();
         for (at, row) in set.rows.iter().enumerate() {
@@ -166,7 +169,7 @@ impl Bundle {
             if row.exp() != UNBOUNDED && row.exp() <= now.as_str() {
                 out.push(found("ended", format!("its window ended at {}", row.exp())));
             } else if access.effect_of(at)?.is_empty() {
-                out.push(found("no_effect", idle(&access, at)));
+                out.push(found("no_effect", idle(&access, at)?));
             }
             let named = named(row).filter(|_| row.allow);
             out.extend(named.map(|(rule, message)| self.shown(&access, at, found(rule, message))));
@@ -206,15 +209,15 @@ fn lineage<'t>(file: &'t toml::Table, name: &'t str) -> Vec<Option<&'t toml::Val
     out
 }
 
-fn idle(access: &Access<'_>, at: usize) -> String {
+fn idle(access: &Access<'_>, at: usize) -> Result<String, TooMany> {
     let what = match access.set.rows.get(at).is_some_and(|row| row.allow) {
         true => "gives nothing that other rows do not give or take away",
         false => "takes nothing away that any row gives",
     };
-    match access.shadow_of(at) {
+    Ok(match access.shadow_of(at)? {
         Some(by) => format!("{what}: `{}` (line {}) covers it", by.id(), by.line),
         None => what.to_owned(),
-    }
+    })
 }
 
 fn named(row: &Row) -> impl Iterator<Item = (&'static str, String)> + use<> {
@@ -259,16 +262,15 @@ pub(super) fn patterns<'t>(set: &'t RuleSet, subject: &'t str) -> Option<Vec<&'t
 /// What a policy gives to these callers on these objects: the first part of it, in words, with a
 /// request. For claims that it gives nothing.
 pub(super) fn first_given(
-    set: &RuleSet,
+    access: &Access<'_>,
     profiles: &[String],
     sub: &[&str],
     obj: &str,
     act: Actions,
 ) -> Result<Option<Given>, TooMany> {
-    let access = Access::new(set, profiles);
     for sub in sub {
         if let Some(part) = access.given(&about(sub, obj, act))?.first() {
-            return Ok(Some(given(set, part, profiles)));
+            return Ok(Some(given(access.set, part, profiles)));
         }
     }
     Ok(None)

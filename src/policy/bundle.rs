@@ -4,12 +4,14 @@
 //! changes; another one takes its place in a single step, and a failed one leaves the last good
 //! one where it is.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::cases;
+use super::access::Steps;
+use super::cases::{self, Claims};
 use super::decision::Decision;
 use super::engine;
 use super::explain::{Explanation, explain};
@@ -22,7 +24,7 @@ use super::parser;
 use super::pattern::{ANY, UNKNOWN};
 use super::scope::{Asker, Mode};
 use crate::identity::{Caller, CallerKind, Standing};
-use crate::model::limits::{DIAGNOSTICS_MAX, PROFILES_MAX};
+use crate::model::limits::{CLAIM_STEPS, DIAGNOSTICS_MAX, PROFILES_MAX};
 use crate::model::{
     Action, Ask, ClientRef, Diagnostic, Digest, Moment, Object, Reason, RequestId, Target,
     TrustDomain,
@@ -88,8 +90,10 @@ impl Bundle {
         };
         let mut faults = Vec::new();
         let mut tests = 0;
+        let steps = Steps::new(CLAIM_STEPS);
+        let claims = Claims { steps: &steps, access: OnceCell::new() };
         for (file, text) in files.tests() {
-            match cases::run(file, text, &rules, (&profiles, &names)) {
+            match cases::run(file, text, &rules, (&profiles, &names), &claims) {
                 Ok(count) => tests += count,
                 Err(found) => faults.extend(found),
             }

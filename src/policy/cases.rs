@@ -4,6 +4,7 @@
 //! A case that can't fail is a fault: an unknown field, a word that no policy knows, an allow that
 //! names no row. The rows that count must be exactly the rows that the case names.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
@@ -13,6 +14,7 @@ use crate::model::limits::DIAGNOSTICS_MAX;
 use crate::model::{Action, Diagnostic, Object, SpiffeId, did_you_mean};
 use crate::posture::Profiles;
 
+use super::access::{Access, Steps};
 use super::analysis::{first_given, patterns};
 use super::judge::{Rules, Seen};
 use super::pattern::UNKNOWN;
@@ -69,12 +71,20 @@ enum Want {
     Deny,
 }
 
+/// What all claims of a bundle share.
+pub(super) struct Claims<'r> {
+    pub(super) steps: &'r Steps,
+    /// What the rows give; only where there is a claim.
+    pub(super) access: OnceCell<Access<'r>>,
+}
+
 /// One file under test.
-struct Running<'t> {
+struct Running<'t, 'r> {
     file: &'t str,
     text: &'t str,
-    rules: &'t Rules,
+    rules: &'r Rules,
     profiles: &'t [String],
+    claims: &'t Claims<'r>,
     faults: Vec<Diagnostic>,
 }
 
@@ -90,14 +100,15 @@ fn parse(file: &str, text: &str) -> Result<CaseFile, Vec<Diagnostic>> {
 ///
 /// # Errors
 /// Every case that is not sound, and every one that comes out otherwise.
-pub(super) fn run(
+pub(super) fn run<'r>(
     file: &str,
     text: &str,
-    rules: &Rules,
+    rules: &'r Rules,
     (profiles, names): (&Profiles, &[String]),
+    claims: &Claims<'r>,
 ) -> Result<usize, Vec<Diagnostic>> {
     let parsed = parse(file, text)?;
-    let mut running = Running { file, text, rules, profiles: names, faults: Vec::new() };
+    let mut running = Running { file, text, rules, profiles: names, claims, faults: Vec::new() };
     let count = parsed.case.len() + parsed.never.len() + parsed.posture.len();
     if count == 0 {
         let message = "no [[case]], no [[never]] and no [[posture]] in this file";
@@ -141,7 +152,7 @@ enum Claim<'c> {
     Never(&'c Never),
 }
 
-impl Running<'_> {
+impl Running<'_, '_> {
     fn fault<T>(&mut self, at: &Spanned<T>, message: impl Into<String>, help: Option<String>) {
         let span = at.span();
         let fault = Diagnostic::at(self.file, self.text, span.start, span.len().max(1), message);
@@ -208,7 +219,9 @@ impl Running<'_> {
         let act = act.flatten().map_or_else(Actions::all, Actions::one);
         let obj = never.obj.get_ref();
         let name = never.name.get_ref();
-        match first_given(&rules.set, self.profiles, &subjects, obj, act) {
+        let Claims { steps, access } = self.claims;
+        let access = access.get_or_init(|| Access::new(&rules.set, self.profiles, steps));
+        match first_given(access, self.profiles, &subjects, obj, act) {
             Ok(None) => {}
             Ok(Some(given)) => {
                 let help = format!("the rows give: {given}");
@@ -324,7 +337,9 @@ rows = ["pay"]
             domain: TrustDomain::parse("d").unwrap(),
             memory: Default::default(),
         };
-        let list = run("tests/t.toml", text, &rules, (&Profiles::default(), &profiles))
+        let steps = Steps::new(1000);
+        let claims = Claims { steps: &steps, access: OnceCell::new() };
+        let list = run("tests/t.toml", text, &rules, (&Profiles::default(), &profiles), &claims)
             .err()
             .unwrap_or_default();
         list.into_iter().map(|f| format!("{}:{} {}", f.line, f.column, f.message)).collect()
@@ -363,6 +378,15 @@ rows = ["pay"]
         ] {
             assert!(!claim(sub, obj, act).is_empty(), "{sub} {obj} {act}");
         }
+    }
+
+    #[test]
+    fn claims_that_would_take_for_ever_are_refused() {
+        let claim = |n: usize| {
+            format!("[[never]]\nname = \"{n}\"\nsub = \"spiffe://d/**\"\nobj = \"secret/pay/no\"\n")
+        };
+        let many: String = (0..2000).map(claim).collect();
+        assert!(faults(&many)[0].contains("takes too long"), "a thousand steps are over");
     }
 
     #[test]

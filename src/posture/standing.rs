@@ -12,6 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 
 use super::evidence::{Claims, EvidenceError};
+use super::fact::Facts;
 use super::profile::{Outcome, Profiles, Stretch, When};
 use super::verdict::{Demand, Verdict};
 use crate::model::limits::{SESSION_KEY_LIFE, SESSION_KEYS_KEPT};
@@ -137,10 +138,15 @@ impl DeviceStanding {
         }
         self.appraisal.load().as_ref().is_none_or(|kept| {
             let when = When { age: Duration::ZERO, now_s: now.unix_s() };
-            let fresh = |claims: &Claims| guarded(|| kept.profiles.evaluate(&claims.facts, when));
-            let (before, after) = (fresh(&self.claims), fresh(claims));
-            // What can't be appraised is never «the same».
-            before == after && after != Outcome::UNKNOWN
+            let fresh = |facts: &Facts| guarded(|| kept.profiles.evaluate(facts, when));
+            let same = |before: &Facts, after: &Facts| {
+                let (before, after) = (fresh(before), fresh(after));
+                // What can't be appraised is never «the same».
+                before == after && after != Outcome::UNKNOWN
+            };
+            let (before, after) = (&self.claims.facts, &claims.facts);
+            let bound = |facts: &Facts| facts.clone().on_colocated();
+            same(before, after) && same(&bound(before), &bound(after))
         })
     }
 }

@@ -45,7 +45,8 @@ impl Scene {
         let text = std::fs::read_to_string(dir.join("broker.toml")).unwrap();
         let text = text.replace("denial_rate = 20", "denial_rate = 5000");
         let mut text = format!(
-            "{text}\n[[enrolment.tpm]]\nname = \"chips\"\nclass = \"server\"\nroots = \"makers.pem\"\n"
+            "{text}\n[[enrolment.tpm]]\nname = \"chips\"\nclass = \"server\"\nroots = \"makers.pem\"\n\
+             key = \"p384\"\n"
         );
         if !named.is_empty() {
             let list: String = named.iter().map(|key| format!("{key}\n")).collect();

@@ -19,5 +19,9 @@ pub const JUDGEMENTS_MAX: usize = 8192;
 pub const GROUP_DEPTH_MAX: usize = 8;
 /// Profiles of one `posture.toml`: they become bits of one word.
 pub const PROFILES_MAX: usize = 32;
+/// Comparisons that the claims of one policy may cost while it is built: seconds, once.
+pub const CLAIM_STEPS: u64 = 5_000_000;
+/// … and one question that is asked of files, where only who asks waits.
+pub const QUESTION_STEPS: u64 = 2_000_000_000;
 /// Parts of one answer about what a policy gives: more than that nobody reads.
 pub const REGIONS_MAX: usize = 20_000;

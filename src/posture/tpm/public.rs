@@ -8,6 +8,7 @@
 use aws_lc_rs::digest::{self, digest};
 
 use super::bytes::{Malformed, Reader, Writer};
+use crate::model::EkKind;
 use crate::model::limits::TPM_PUBLIC_MAX;
 
 /// TPM_ALG_ID of what is used here (TCG Algorithm Registry).
@@ -141,6 +142,17 @@ pub enum PublicKey {
     },
     /// RSA of 2048 bits with the exponent 65537.
     Rsa2048(Box<[u8; 256]>),
+}
+
+impl PublicKey {
+    /// Which of the kinds of endorsement keys it is.
+    pub fn kind(&self) -> EkKind {
+        match self {
+            Self::P256 { .. } => EkKind::P256,
+            Self::P384 { .. } => EkKind::P384,
+            Self::Rsa2048(_) => EkKind::Rsa2048,
+        }
+    }
 }
 
 /// A public area, in the bytes in which the TPM gave it.
