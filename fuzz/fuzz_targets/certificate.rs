@@ -24,7 +24,7 @@ static WORLD: LazyLock<(Identity, Moment)> = LazyLock::new(|| {
         own_issuers: Arc::new(HashSet::new()),
         devices: Arc::new(HashMap::new()),
         entries: Arc::new(HashMap::new()),
-        denied: Arc::new(HashSet::new()),
+        denied: Arc::new(HashMap::new()),
     });
     let now = OffsetDateTime::from_unix_timestamp(NOW).expect("a time of this century");
     let now = ManualClock::at(now).now();

@@ -63,6 +63,16 @@ impl Scene {
         Self { stage, _tpms: tpms, enrolment: config.enrolment, broker: config.advertise, root }
     }
 
+    /// Starts the broker again with another kind of endorsement keys.
+    fn take_only(&mut self, kind: &str) {
+        let file = self.stage.broker_dir().join("broker.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let key = text.lines().find(|line| line.starts_with("key = ")).unwrap().to_owned();
+        std::fs::write(&file, text.replace(&key, &format!("key = {kind:?}"))).unwrap();
+        self.stage.stop("broker");
+        self.stage.start_broker().unwrap();
+    }
+
     fn join(&self, dir: &Path, tpm: &str) -> Ran {
         let (dir, socket) = (text(dir), text(&self.stage.socket()));
         let (place, root) = (self.enrolment.to_string(), self.root.to_string());
@@ -205,8 +215,12 @@ fn a_tpm_makes_one_device_whose_key_it_keeps() {
     let refused = scene.join(&scene.home("second"), &place);
     assert!(refused.stderr.contains("revoked device"), "{refused:?}");
     scene.stage.operator_must(&["device", "revoke", &id, "--release"], None).unwrap();
-    scene.stage.stop("broker");
-    scene.stage.start_broker().unwrap();
+    // A key of another kind in the same TPM would be another device: none but the one kind is taken.
+    scene.take_only("rsa2048");
+    let refused = scene.join(&scene.home("second"), &place);
+    assert_eq!(refused.code, 3, "{refused:?}");
+    assert_eq!(scene.faults().last().map(String::as_str), Some("unknown_key"));
+    scene.take_only("p384");
     let again = scene.join(&scene.home("second"), &place);
     assert_eq!(again.code, 0, "{again:?}");
     let shown = scene.show(&id);
