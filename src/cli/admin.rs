@@ -184,32 +184,36 @@ pub(super) async fn device_named(asking: &Asking, id: &str) -> Result<DeviceSumm
     }
 }
 
+fn show_devices(items: Vec<DeviceSummary>, output: &Output) {
+    let mut rows = Vec::new();
+    for device in items {
+        if output.is_json() {
+            output.text(&serde_json::to_string(&device).unwrap_or_default());
+            continue;
+        }
+        let age = device
+            .evidence_age_ms
+            .map_or("never".to_owned(), |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
+        let state = if device.revoked { "revoked" } else { "enrolled" };
+        rows.push(vec![
+            device.id.short(),
+            device.class.to_string(),
+            device.name,
+            state.to_owned(),
+            device.posture,
+            age,
+        ]);
+    }
+    if !rows.is_empty() {
+        output.text(&printable(&table(&rows)));
+    }
+}
+
 pub async fn device(action: DeviceAction, access: &Access, output: &Output) -> Result<(), Fault> {
     let asking = access.connect().await?;
     match action {
         DeviceAction::List => {
-            let mut rows = Vec::new();
-            for device in devices(&asking).await? {
-                if output.is_json() {
-                    output.text(&serde_json::to_string(&device).unwrap_or_default());
-                    continue;
-                }
-                let age = device.evidence_age_ms.map_or("never".to_owned(), |ms| {
-                    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
-                });
-                let state = if device.revoked { "revoked" } else { "enrolled" };
-                rows.push(vec![
-                    device.id.short(),
-                    device.class.to_string(),
-                    device.name,
-                    state.to_owned(),
-                    device.posture,
-                    age,
-                ]);
-            }
-            if !rows.is_empty() {
-                output.text(&printable(&table(&rows)));
-            }
+            show_devices(devices(&asking).await?, output);
             Ok(())
         }
         DeviceAction::Facts { pid } => super::facts::facts(pid, output),

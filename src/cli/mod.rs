@@ -56,17 +56,19 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args, output: &Output) -> Result<(), Fault> {
-    let access = access::Access::new(args.identity, args.socket);
+fn protect(command: &Command, access: &access::Access) -> Result<(), Fault> {
     // A process that asks the agent must stay visible to it: the kernel hides the executable of a
     // non-dumpable one from everybody but root.
-    let asks_the_agent =
-        matches!(args.command, Command::Run(_) | Command::Get(_) | Command::Whoami)
-            && access.agent().is_some();
-    // Nothing secret is touched before this.
+    let asks_the_agent = matches!(command, Command::Run(_) | Command::Get(_) | Command::Whoami)
+        && access.agent().is_some();
     crate::app::harden(!asks_the_agent).map_err(|error| {
         Fault::failed("the process could not be protected").cause(error.to_string())
-    })?;
+    })
+}
+
+fn run(args: Args, output: &Output) -> Result<(), Fault> {
+    let access = access::Access::new(args.identity, args.socket);
+    protect(&args.command, &access)?; // nothing secret is touched before this
     if let Command::Policy { action } = &args.command
         && let Some(done) = policy_tools::offline(action, output)
     {

@@ -66,21 +66,9 @@ pub(super) fn of(line: &mut Line, ask: &Ask, target: &Target) {
         Ask::LogRead { from, holding, limit } => {
             line.key("detail").object(|line| pages(line, *from, holding.as_deref(), *limit));
         }
-        Ask::Exposure { device, from, limit, since } => line.key("detail").object(|line| {
-            line.key("device").hex(&device.0.0);
-            line.key("from").number(*from);
-            line.key("limit").number(u64::from(*limit));
-            if let Some(since) = since.and_then(|since| u64::try_from(since).ok()) {
-                line.key("since").number(since);
-            }
-        }),
-        Ask::Explain { request } => {
-            line.key("detail").object(|line| line.key("request").display(request));
+        Ask::Exposure { .. } | Ask::Explain { .. } | Ask::CanI { .. } => {
+            line.key("detail").object(|line| asked(line, ask));
         }
-        Ask::CanI { action, object } => line.key("detail").object(|line| {
-            line.key("act").text(action.as_str());
-            text(line, "obj", object, 2 * WIDE);
-        }),
         Ask::BackupKeys { recipient } => line.key("detail").object(|line| {
             let key = STANDARD.decode(recipient).unwrap_or_else(|_| recipient.as_bytes().to_vec());
             line.key("recipient_sha256").hex(&sha256(&key));
@@ -93,6 +81,26 @@ pub(super) fn of(line: &mut Line, ask: &Ask, target: &Target) {
         Ask::DeviceList { .. } | Ask::DeviceShow { .. } | Ask::DeviceRevoke { .. } => {}
         Ask::EntryList { .. } | Ask::EntryDelete { .. } | Ask::Status {} | Ask::BackupData {} => {}
         Ask::PolicyRead {} | Ask::PolicyActivate {} | Ask::PolicyRollback {} => {}
+    }
+}
+
+/// What a question was about.
+fn asked(line: &mut Line, ask: &Ask) {
+    match ask {
+        Ask::Exposure { device, from, limit, since } => {
+            line.key("device").hex(&device.0.0);
+            line.key("from").number(*from);
+            line.key("limit").number(u64::from(*limit));
+            if let Some(since) = since.and_then(|since| u64::try_from(since).ok()) {
+                line.key("since").number(since);
+            }
+        }
+        Ask::Explain { request } => line.key("request").display(request),
+        Ask::CanI { action, object } => {
+            line.key("act").text(action.as_str());
+            text(line, "obj", object, 2 * WIDE);
+        }
+        _ => {}
     }
 }
 

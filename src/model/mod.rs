@@ -28,6 +28,7 @@ mod name;
 mod object;
 mod outcome;
 mod page;
+mod printable;
 mod secret;
 mod spiffe_id;
 mod strict_json;
@@ -53,7 +54,7 @@ pub use entry::{
     is_pod_uid,
 };
 pub use federation::{FederatedDomain, FederationStep};
-pub use hint::{HINT_MAX, Hint, HintError};
+pub use hint::{Hint, HintError};
 pub use ids::{EntryId, IdError, RelationshipId, RequestId, Serial, SerialError, StartId};
 pub use items::{SecretItem, VersionItem, VersionState};
 pub use join_secret::join_secret_digest;

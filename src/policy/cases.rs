@@ -147,6 +147,21 @@ pub(super) fn run_postures(
     if faults.is_empty() { Ok(parsed.posture.len()) } else { Err(faults) }
 }
 
+/// A fault of what stands at that place of a file.
+pub(super) fn fault_at<T>(
+    (file, text): (&str, &str),
+    at: &Spanned<T>,
+    message: impl Into<String>,
+    help: Option<String>,
+) -> Diagnostic {
+    let span = at.span();
+    let fault = Diagnostic::at(file, text, span.start, span.len().max(1), message);
+    match help {
+        Some(help) => fault.help(help),
+        None => fault,
+    }
+}
+
 enum Claim<'c> {
     Case(&'c Case),
     Never(&'c Never),
@@ -154,12 +169,7 @@ enum Claim<'c> {
 
 impl Running<'_, '_> {
     fn fault<T>(&mut self, at: &Spanned<T>, message: impl Into<String>, help: Option<String>) {
-        let span = at.span();
-        let fault = Diagnostic::at(self.file, self.text, span.start, span.len().max(1), message);
-        self.faults.push(match help {
-            Some(help) => fault.help(help),
-            None => fault,
-        });
+        self.faults.push(fault_at((self.file, self.text), at, message, help));
     }
 
     fn case(&mut self, case: &Case) {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use toml::Spanned;
 
+use super::cases::fault_at;
 use crate::model::limits::DIAGNOSTICS_MAX;
 use crate::model::{Diagnostic, did_you_mean};
 use crate::posture::{FactName, Facts, Origin, Profiles, parse_age, parse_moment};
@@ -98,12 +99,7 @@ fn list<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
 
 impl Running<'_> {
     fn fault<T>(&mut self, at: &Spanned<T>, message: impl Into<String>, help: Option<String>) {
-        let span = at.span();
-        let fault = Diagnostic::at(self.file, self.text, span.start, span.len().max(1), message);
-        self.faults.push(match help {
-            Some(help) => fault.help(help),
-            None => fault,
-        });
+        self.faults.push(fault_at((self.file, self.text), at, message, help));
     }
 
     fn case(&mut self, case: &PostureCase) {

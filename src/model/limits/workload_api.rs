@@ -43,3 +43,5 @@ pub const RUNTIME_PAUSE: Duration = Duration::from_secs(5);
 pub const RUNTIME_ANSWER: u32 = 1024 * 1024;
 /// Its headers.
 pub const RUNTIME_HEADERS: u32 = 16 * 1024;
+/// A hint, in bytes: what every client must be able to take (SPIFFE Workload API §5.2.1).
+pub const HINT_MAX: usize = 1024;
